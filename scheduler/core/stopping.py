@@ -1,0 +1,41 @@
+"""When one more sample is not worth asking for: rules over the votes cast so far."""
+
+from __future__ import annotations
+
+SETTLED_AT = 0.95
+"""The confidence at which a vote is settled; the threshold of Adaptive-Consistency's published figures."""
+
+
+def leader_holds(leader: int, runner_up: int) -> float:
+    """The chance that the leading answer is the more frequent one of the first two.
+
+    P(p > 1/2) for p ~ Beta(leader + 1, runner_up + 1), exactly: 2^-n * sum_{k=0..leader} C(n, k) with
+    n = leader + runner_up + 1 (Adaptive-Consistency, arXiv 2305.11860, the Beta criterion).
+    """
+    n = leader + runner_up + 1
+    ways = total = 1
+    for k in range(leader):
+        ways = ways * (n - k) // (k + 1)  # C(n, k + 1) from C(n, k); math.comb anew for each k takes n times longer
+        total += ways
+    return total / (1 << n)
+
+
+def is_settled(leader: int, runner_up: int, settled_at: float = SETTLED_AT) -> bool:
+    """Whether the vote is decided at the given confidence."""
+    return leader > runner_up and leader_holds(leader, runner_up) >= settled_at
+
+
+def is_decided(leader: int, runner_up: int, votes_left: int) -> bool:
+    """Whether the votes left could not change the winner, not even if all of them went to the runner-up."""
+    return leader - runner_up > votes_left
+
+
+def votes_to_settle(leader: int, runner_up: int, votes_max: int, settled_at: float = SETTLED_AT) -> int:
+    """The fewest further votes after which the vote could be settled or decided, if all of them went to the leader.
+
+    Asking for fewer could not end the vote, so a wave of this size wastes none. `votes_max` is how many can be had.
+    """
+    for more in range(1, votes_max):
+        if is_decided(leader + more, runner_up, votes_max - more) or is_settled(leader + more, runner_up, settled_at):
+            return more
+    return votes_max

@@ -1,0 +1,30 @@
+"""Many samples and a verifier: stop at the first one it accepts."""
+
+from __future__ import annotations
+
+from scheduler.core.strategies.base import Steps, draw, growing_wave, reward
+from scheduler.types import Outcome, Plan, Query, Sample
+
+VERIFIED = 1.0
+"""The outcome reward at which a verifier has accepted a sample; a reward model's score stays below it."""
+
+
+def best_of_n(_query: Query, plan: Plan) -> Steps:
+    """Draw up to n samples and keep the one the verifier likes best; stop at the first it accepts."""
+    best: Sample | None = None
+    best_reward = -1.0
+    drawn = 0
+    while drawn < plan.samples_max:
+        samples = yield from draw(growing_wave(drawn, plan.samples_max), plan.tokens_max)
+        if not samples:
+            break
+        drawn += len(samples)
+        rewards = yield from reward(samples)
+        for sample, value in zip(samples, rewards, strict=True):
+            if value > best_reward:
+                best, best_reward = sample, value
+        if best_reward >= VERIFIED:
+            return Outcome(chosen=best, because="verified", confidence=1.0)
+    if best is None:
+        return Outcome(chosen=None, because="nothing was generated")
+    return Outcome(chosen=best, because="highest outcome reward", confidence=best_reward)

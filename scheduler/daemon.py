@@ -1,0 +1,256 @@
+"""The daemon: one leader that takes in batches, plans, dispatches, takes back what was lost, and finishes batches."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import structlog
+from celery import Celery
+from kombu.exceptions import OperationalError as BrokerError
+from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session, sessionmaker
+
+from models.tables import Batch, LlmRow, QueryRow
+from scheduler import dispatch, recovery
+from scheduler.core.fairness import DeficitRoundRobin
+from scheduler.database import open_database, reading
+from scheduler.finalization import finalize
+from scheduler.intake import advance_intake
+from scheduler.planning import choose_window, draft_plans, fund_window
+from scheduler.prediction import FixedPriors, Predictor
+from scheduler.settings import Settings
+from scheduler.states import QUERY_OPEN, BatchState
+from scheduler.wiring import Services, make_services
+
+LEADER_KEY = 0x616C6C6F7464  # "allotd"
+"""The advisory lock that makes one daemon of a PostgreSQL database its leader."""
+
+STANDBY_S = 1.0
+"""How often a daemon that is not the leader asks again."""
+
+INTAKE_LINES = 1000
+"""Lines taken in per transaction: a few tens of milliseconds under SQLite's one write lock."""
+
+SELDOM = 5
+"""Ticks from one look for lost, overdue and parked work to the next: a second. Nothing in flight waits for them."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Daemon:
+    """The leader's work, one tick at a time. Every step is a transaction of its own and safe to do twice.
+
+    A step first looks, reading only: SQLite has one write lock, and a tick with nothing to do must not take it from the
+    workers.
+    """
+
+    services: Services
+    celery: Celery
+    predictor: Predictor = field(default_factory=FixedPriors)
+    rotation: DeficitRoundRobin = field(default_factory=DeficitRoundRobin)
+    _ticks: int = 0
+
+    def tick(self) -> bool:
+        """Do everything that is due; returns whether there may be more to do at once."""
+        steps = [self.take_in, self.plan, self.send, self.finish]
+        if self._ticks % SELDOM == 0:
+            steps = [self.take_back, self.call_off, self.resume, *steps]
+        self._ticks += 1
+        busy = False
+        for step in steps:
+            busy |= self._guarded(step)
+        return busy
+
+    def take_in(self) -> bool:
+        """Read on in uploaded batches, as soon as some worker has said which models there are."""
+        with looking(self.services.sessions) as session:
+            waiting = session.scalars(_COMING).all()
+            if not waiting or session.scalar(select(func.count()).select_from(LlmRow)) == 0:
+                return False
+        for batch_id in waiting:
+            with self.services.sessions.begin() as session:
+                advance_intake(session, batch_id, self.services.settings, self.services.clock(), lines=INTAKE_LINES)
+        return True
+
+    def take_back(self) -> bool:
+        """Take attempts from workers that are gone."""
+        settings, now = self.services.settings, self.services.clock()
+        with looking(self.services.sessions) as session:
+            if not recovery.lost_attempts(session, settings, now):
+                return False
+        with self.services.sessions.begin() as session:
+            taken = recovery.take_back(session, recovery.lost_attempts(session, settings, now), settings, now)
+        if taken:
+            log.warning("attempts_taken_back", attempts=taken)
+        return bool(taken)
+
+    def call_off(self) -> bool:
+        """End what was cancelled or has run out of time."""
+        with looking(self.services.sessions) as session:
+            if not recovery.is_anything_over(session, self.services.clock()):
+                return False
+        with self.services.sessions.begin() as session:
+            recovery.cancel_batches(session, self.services.clock())
+            return recovery.expire_batches(session, self.services.clock()) > 0
+
+    def resume(self) -> bool:
+        """Queue parked queries whose caps have room again."""
+        limit = self.services.settings.window_size
+        with looking(self.services.sessions) as session:
+            if not recovery.resumable(session, self.services.clock(), limit):
+                return False
+        with self.services.sessions.begin() as session:
+            return recovery.resume_parked(session, self.services.clock(), limit) > 0
+
+    def plan(self) -> bool:
+        """Plan and fund one window."""
+        settings, now = self.services.settings, self.services.clock()
+        with looking(self.services.sessions) as session:
+            rows = choose_window(session, self.rotation, settings, now)
+            drafts = draft_plans(session, rows, self.predictor, settings, now) if rows else []
+        if not drafts:
+            return False
+        with self.services.sessions.begin() as session:
+            funded = fund_window(session, drafts, now)
+        log.debug("window_planned", queries=len(drafts), funded=len(funded))
+        return True
+
+    def send(self) -> bool:
+        """Send messages for funded attempts, after the commit that funded them."""
+        settings, now = self.services.settings, self.services.clock()
+        with looking(self.services.sessions) as session:
+            attempt_ids = dispatch.due(session, settings, now)
+        if not attempt_ids:
+            return False
+        dispatch.send(self.celery, attempt_ids, settings.bundle_size)
+        with self.services.sessions.begin() as session:
+            dispatch.mark_sent(session, attempt_ids, now)
+        return True
+
+    def finish(self) -> bool:
+        """Complete batches without open queries."""
+        with looking(self.services.sessions) as session:
+            batch_ids = session.scalars(_THROUGH).all()
+        finished = False
+        for batch_id in batch_ids:
+            with self.services.sessions.begin() as session:
+                finished |= finalize(session, session.get_one(Batch, batch_id), self.services.clock())
+        return finished
+
+    def _guarded(self, step: Callable[[], bool]) -> bool:
+        """A step that fails is logged and tried again in the next tick; the others go on."""
+        try:
+            return step()
+        except (BrokerError, DBAPIError) as error:
+            log.error("step_failed", step=step.__name__, error=str(error))
+        except Exception:
+            log.exception("step_failed", step=step.__name__)
+        return False
+
+
+def run(settings: Settings) -> None:
+    """Run until SIGTERM or SIGINT; where another daemon leads, stand by and take over when it is gone."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    engine = open_database(settings.database_url)
+    while not stop.is_set():
+        with leadership(engine) as leads:
+            if not leads():
+                stop.wait(STANDBY_S)
+                continue
+            log.info("daemon_leads")
+            daemon = Daemon(services=make_services(settings), celery=dispatch.make_celery(settings.broker_url))
+            while not stop.is_set() and leads():
+                if not daemon.tick():
+                    stop.wait(settings.tick_s)
+    log.info("daemon_stopped")
+
+
+@contextmanager
+def looking(factory: sessionmaker[Session]) -> Iterator[Session]:
+    """A session that only reads, and only by index.
+
+    Every question of a tick has an index that answers it in a few steps, however long the queue. PostgreSQL would
+    sometimes rather begin to read the table, or sort all that waits, because it takes rows for evenly spread.
+    """
+    with reading(factory) as session:
+        if session.get_bind().dialect.name == "postgresql":
+            session.execute(select(*(func.set_config(name, "off", True) for name in ("enable_seqscan", "enable_sort"))))
+        yield session
+
+
+@contextmanager
+def leadership(engine: Engine) -> Iterator[Callable[[], bool]]:
+    """A question that says, each time it is asked, whether this process leads."""
+    if engine.dialect.name == "sqlite":
+        with _file_lock(engine) as leads:
+            yield leads
+    else:
+        with _advisory_lock(engine) as leads:
+            yield leads
+
+
+@contextmanager
+def _file_lock(engine: Engine) -> Iterator[Callable[[], bool]]:
+    path = Path(f"{engine.url.database}.daemon.lock")
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield lambda: False
+        else:
+            yield lambda: True
+
+
+@contextmanager
+def _advisory_lock(engine: Engine) -> Iterator[Callable[[], bool]]:
+    """Held by one connection, so it is gone with the process, or with the server, which the question notices."""
+    connection = _locked_connection(engine)
+    try:
+        yield lambda: connection is not None and _answers(connection)
+    finally:
+        if connection is not None:
+            connection.detach()  # the lock lives as long as the connection: it must not go back to the pool
+            connection.close()
+
+
+def _locked_connection(engine: Engine) -> Connection | None:
+    try:
+        connection = engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        if connection.scalar(select(func.pg_try_advisory_lock(LEADER_KEY))):
+            return connection
+        connection.close()
+    except DBAPIError as error:
+        log.error("database_unavailable", error=str(error))
+    return None
+
+
+def _answers(connection: Connection) -> bool:
+    try:
+        connection.scalar(select(1))
+    except DBAPIError:
+        return False
+    return True
+
+
+# Statements of every tick are built once: building one costs more than running it.
+_COMING = select(Batch.id).where(Batch.state == BatchState.VALIDATING).order_by(Batch.created_at)
+_OPEN_QUERY = select(QueryRow.id).where(QueryRow.batch_id == Batch.id, QueryRow.state.in_(QUERY_OPEN)).limit(1)
+_THROUGH = (
+    select(Batch.id)
+    .where(
+        Batch.state.in_([BatchState.IN_PROGRESS, BatchState.FINALIZING, BatchState.CANCELLING]),
+        _OPEN_QUERY.correlate(Batch).scalar_subquery().is_(None),
+    )
+    .order_by(Batch.created_at)
+)
+"""Batches that have begun and have no open query, each looked up in its index."""

@@ -1,0 +1,254 @@
+"""Drives one query: asks its strategy what it wants, pays for it, gets it, and settles before it asks again.
+
+No transaction is open while tokens are generated. Samples that an earlier attempt paid for are handed to the strategy
+first and are never bought again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import structlog
+
+from scheduler import ledger, settlement
+from scheduler.core.strategies import STRATEGIES, Generate, Score
+from scheduler.engine import Engine, Generation, GenerationRequest
+from scheduler.errors import (
+    Cancelled,
+    CapReached,
+    EngineError,
+    EngineRejected,
+    EngineUnavailable,
+    LeaseLost,
+)
+from scheduler.ledger import Settlement, WaveRequest
+from scheduler.planning import tokens_floor
+from scheduler.settlement import KeptSample, Work
+from scheduler.states import QueryState
+from scheduler.transactions import Transact
+from scheduler.types import Outcome, Sample, Usage, VerifierSpec
+from scheduler.verification import label
+
+ENGINE_TRIES = 3
+"""Times a query may meet a failing (not merely unreachable) engine before it fails; it may itself be the cause."""
+
+BACKOFF_S, BACKOFF_MAX_S = 0.5, 15.0
+"""Waits while the engine is away; they double up to the length of a vLLM start-up's last part."""
+
+OWN_PARAMS = frozenset({"temperature", "max_tokens", "max_completion_tokens", "n", "seed", "stream", "stream_options"})
+"""Body fields that allotd sets itself; the others go to the engine as they came."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Flags:
+    """What the worker tells a running query from outside. `abort` wakes the engine; the reason says what follows."""
+
+    abort: asyncio.Event = field(default_factory=asyncio.Event)
+    cancelled: bool = False
+    stopping: bool = False
+    lost: bool = False
+
+
+Report = Callable[[int, Usage], None]
+"""Told the usage so far of a running wave, by wave id."""
+
+
+@dataclass(slots=True)
+class Drive:
+    """One query on its way through its strategy."""
+
+    work: Work
+    engine: Engine
+    transact: Transact
+    report: Report
+    flags: Flags = field(default_factory=Flags)
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """What the engine takes at once; shared by all queries of a worker."""
+    _bank: list[KeptSample] = field(default_factory=list)
+    _taken: list[KeptSample] = field(default_factory=list)
+    _refused: CapReached | None = None
+    _failure: EngineError | None = None
+
+    async def run(self) -> None:
+        """Drive the query to its outcome, or give it back. Raises nothing that the worker could mend."""
+        self._bank = list(self.work.kept)
+        try:
+            await self._run_strategy()
+        except CapReached as refused:
+            await self._end(settlement.parked(self.work.funded, refused))
+            log.info("query_parked", query=self.work.query.id, because=refused.attributes["scope"])
+        except Cancelled:
+            await self._give_up()
+        except EngineError as error:
+            await self._end(settlement.failed(self.work.funded, error))
+            log.warning("query_failed", query=self.work.query.id, code=error.code, message=error.message)
+        except LeaseLost:
+            log.warning("lease_lost", query=self.work.query.id, attempt=self.work.funded.attempt_id)
+
+    async def _run_strategy(self) -> None:
+        steps = STRATEGIES[self.work.plan.arm.strategy](self.work.query, self.work.plan)
+        try:
+            want = next(steps)
+            while True:
+                if isinstance(want, Generate):
+                    want = steps.send(await self._samples(want))
+                else:
+                    want = steps.send(rewards(want))
+        except StopIteration as end:
+            await self._finish(end.value)
+
+    async def _samples(self, want: Generate) -> tuple[Sample, ...]:
+        """Up to n samples: those already paid for first, then bought ones; none where the budget is at its end."""
+        if not self._bank:
+            self._bank.extend(await self._buy(want))
+        taken, self._bank = self._bank[: want.n], self._bank[want.n :]
+        self._taken.extend(taken)
+        return tuple(kept.sample for kept in taken)
+
+    async def _buy(self, want: Generate) -> list[KeptSample]:
+        """Generate one wave of at most n samples and pay for it. Waits while the engine is away."""
+        backoff_s, tries = BACKOFF_S, 0
+        while True:
+            self._check_flags()
+            try:
+                bought = await self._wave(want)
+            except CapReached as refused:
+                if refused.attributes["cap_period_id"] is not None:
+                    raise  # a tenant's cap turns or is raised; the query waits for that
+                self._refused = refused
+                return []
+            except EngineUnavailable as error:
+                log.info("engine_unavailable", query=self.work.query.id, message=error.message, wait_s=backoff_s)
+            except EngineRejected:
+                raise
+            except EngineError as error:
+                tries += 1
+                if tries >= ENGINE_TRIES:
+                    self._failure = error
+                    return []
+            else:
+                if bought:
+                    return bought
+                self._check_flags()
+                tries += 1  # the engine broke off before any sample was whole
+                if tries >= ENGINE_TRIES:
+                    self._failure = EngineError("The engine broke off every try before a sample was whole.")
+                    return []
+            await self._pause(backoff_s)
+            backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
+
+    async def _wave(self, want: Generate) -> list[KeptSample]:
+        """Reserve, generate, settle. Money held is released whatever happens in between."""
+        work, funded = self.work, self.work.funded
+        hold = await self.transact.together(
+            ledger.reserve_all,
+            WaveRequest(
+                funded=funded,
+                samples=want.n,
+                tokens_max=want.tokens_max,
+                tokens_floor=tokens_floor(work.plan, work.prediction),
+                prompt_tokens=work.query.prompt_tokens_max,
+            ),
+            key=funded.tenant_id,
+        )
+        try:
+            async with self.places:
+                self._check_flags()
+                begun = asyncio.get_running_loop().time()
+                generation = await self.engine.generate(
+                    self._request(hold), self.flags.abort, partial(self.report, hold.wave_id)
+                )
+        except BaseException:
+            await asyncio.shield(self._settle(hold.wave_id, Generation(samples=(), usage=Usage()), (), 0.0))
+            raise
+        spec = work.query.verifier
+        samples = await asyncio.to_thread(_labelled, generation.samples, spec)
+        latency_s = asyncio.get_running_loop().time() - begun
+        row_ids = await asyncio.shield(self._settle(hold.wave_id, generation, samples, latency_s))
+        kept = [KeptSample(row_id=r, sample=s) for r, s in zip(row_ids, samples, strict=True)]
+        return [k for k in kept if k.sample.finish_reason in settlement.USABLE]
+
+    async def _settle(
+        self, wave_id: int, generation: Generation, samples: tuple[Sample, ...], latency_s: float
+    ) -> tuple[int, ...]:
+        settlement = Settlement(
+            funded=self.work.funded, wave_id=wave_id, usage=generation.usage, latency_s=latency_s, samples=samples
+        )
+        return await self.transact.together(ledger.settle_all, settlement, key=self.work.funded.tenant_id)
+
+    def _request(self, hold: ledger.Reservation) -> GenerationRequest:
+        query = self.work.query
+        return GenerationRequest(
+            request_id=f"allotd-{hold.wave_id}",
+            model=query.model,
+            messages=query.messages,
+            n=hold.samples,
+            tokens_max=hold.tokens_max,
+            temperature=query.temperature,
+            seed=wave_seed(query.params, query.id, drawn=len(self._taken)),
+            params={key: value for key, value in query.params.items() if key not in OWN_PARAMS},
+        )
+
+    async def _finish(self, outcome: Outcome) -> None:
+        """Write the outcome that the strategy returned, as what it is."""
+        row_id = next((kept.row_id for kept in self._taken if kept.sample is outcome.chosen), None)
+        state = QueryState.ANSWERED
+        if self._refused is not None:
+            outcome = replace(outcome, because=f"{self._refused.attributes['scope']} limit reached")
+            state = QueryState.BUDGET_STOPPED
+        elif outcome.chosen is None:
+            raise self._failure or EngineError("The engine returned no sample.")
+        elif self._failure is not None:
+            outcome = replace(outcome, because="engine failed; best so far")
+        await self._end(settlement.answered(self.work.funded, state, outcome, row_id))
+
+    async def _end(self, ending: settlement.Ending) -> None:
+        await self.transact.together(settlement.end_all, ending, key=ending.funded.tenant_id)
+
+    async def _give_up(self) -> None:
+        """End an attempt whose batch was cancelled, or hand the query back where the worker is to stop."""
+        if self.flags.lost:
+            return
+        stopping = self.flags.stopping and not self.flags.cancelled
+        end = settlement.given_back if stopping else settlement.called_off
+        try:
+            await self._end(end(self.work.funded))
+        except LeaseLost:
+            log.info("already_ended", query=self.work.query.id)
+
+    def _check_flags(self) -> None:
+        if self.flags.lost:
+            raise LeaseLost(attempt_id=self.work.funded.attempt_id)
+        if self.flags.cancelled or self.flags.stopping:
+            raise Cancelled
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self.flags.abort.wait()
+        except TimeoutError:
+            return
+
+
+def rewards(want: Score) -> tuple[float, ...]:
+    """The outcome reward of each sample: 1 where the verifier accepted it, else 0."""
+    return tuple(1.0 if sample.correct else 0.0 for sample in want.samples)
+
+
+def wave_seed(params: Mapping[str, object], query_id: int, *, drawn: int) -> int | None:
+    """A seed of the wave's own where the request names one: the same seed in every wave would repeat its samples."""
+    seed = params.get("seed")
+    if seed is None:
+        return None
+    digest = hashlib.sha256(f"{seed}:{query_id}:{drawn}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def _labelled(samples: tuple[Sample, ...], spec: VerifierSpec | None) -> tuple[Sample, ...]:
+    return tuple(label(sample, spec) for sample in samples)

@@ -1,0 +1,546 @@
+"""How a file becomes queries: a batch is opened, its lines are read a transaction at a time, and none is dropped."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from itertools import chain
+from typing import Any, cast
+
+from sqlalchemy import Table as SqlTable
+from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
+
+from models.tables import Batch, File, LlmRow, PriceRow, QueryRow, Tenant
+from scheduler.core.pricing import Price
+from scheduler.errors import Conflict, InvalidRequest, TooLarge
+from scheduler.files import OUTPUT_PURPOSE, PURPOSE, find_file, read_chunks
+from scheduler.jsonlines import BYTE_ORDER_MARK, Line, foreign_start, split_lines
+from scheduler.ledger import price_at
+from scheduler.planning import allot, as_query, choose_strategy, estimate_nanousd
+from scheduler.prediction import FixedPriors
+from scheduler.requests import (
+    ENDPOINT,
+    SAMPLES_MAX,
+    Defaults,
+    KnownLlm,
+    Limits,
+    ParsedQuery,
+    Rejection,
+    batch_options,
+    parse_chat_body,
+    parse_line,
+)
+from scheduler.settings import Settings
+from scheduler.states import BatchState, QueryState
+from scheduler.types import Arm
+
+WINDOW = "24h"
+WINDOW_MAX = timedelta(days=30)
+METADATA_PAIRS_MAX, METADATA_KEY_MAX, METADATA_VALUE_MAX = 16, 64, 512
+IDEMPOTENCY_KEY_MAX = 255
+INTERACTIVE_WINDOW = timedelta(hours=1)
+"""How long a query of a waiting client may wait; the client itself gives up much sooner."""
+INTERACTIVE_PRIORITY = 100
+"""Somebody waits for it, so within its tenant it goes before any line of a batch."""
+STEP_BYTES = 8 * 1024 * 1024
+"""What one transaction reads at most, however few lines that is: it bounds memory and the time others wait."""
+REASONS_MAX = 100
+"""Reasons that a failed batch or a dry run lists; the error file has all of them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DryRun:
+    """What a file would do and cost, in nano-dollars, if it were submitted now; `bad` holds the first rejections."""
+
+    lines: int
+    runnable: int
+    bad: tuple[Rejection, ...]
+    low_nanousd: int
+    expected_nanousd: int
+    worst_nanousd: int
+
+
+def create_batch(
+    session: Session,
+    tenant_id: str,
+    *,
+    input_file_id: str,
+    endpoint: str,
+    completion_window: str = WINDOW,
+    metadata: Mapping[str, str] | None = None,
+    cost_max_nanousd: int | None = None,
+    idempotency_key: str | None = None,
+    now: datetime,
+) -> Batch:
+    """Open a batch on an uploaded file; its lines are read later, by `advance_intake`.
+
+    The same idempotency key returns the same batch. Raises InvalidRequest, NotFound for a file that is not this
+    tenant's, or Conflict where the key came with another request before.
+    """
+    if endpoint != ENDPOINT:
+        raise InvalidRequest(f"The endpoint {endpoint[:64]!r} is not supported; use '{ENDPOINT}'.", param="endpoint")
+    window = _window(completion_window)
+    metadata = _checked_metadata(metadata or {})
+    _, limit_in_metadata = batch_options(metadata)
+    limits = [limit for limit in (cost_max_nanousd, limit_in_metadata) if limit is not None]
+    wanted: dict[str, Any] = {
+        "input_file_id": input_file_id,
+        "endpoint": endpoint,
+        "completion_window": completion_window,
+        "metadata_json": json.dumps(metadata, sort_keys=True) if metadata else None,
+        "limit_nanousd": min(limits, default=None),
+    }
+    if idempotency_key is not None:
+        _check_idempotency_key(idempotency_key)
+        if (known := _same_request(session, tenant_id, idempotency_key, wanted)) is not None:
+            return known
+    file = find_file(session, tenant_id, input_file_id)
+    if file.purpose != PURPOSE:
+        raise InvalidRequest(f"File {file.id} has purpose '{file.purpose}'; upload one with purpose '{PURPOSE}'.")
+    try:
+        with session.begin_nested():
+            return _open_batch(session, tenant_id, window, idempotency_key, wanted, now)
+    except IntegrityError:
+        # Another request with the same key was first.
+        known = _same_request(session, tenant_id, idempotency_key or "", wanted)
+        if known is None:
+            raise
+        return known
+
+
+def create_interactive(
+    session: Session,
+    tenant_id: str,
+    body: bytes | Mapping[str, Any],
+    *,
+    now: datetime,
+    samples_limit: int = SAMPLES_MAX,
+) -> int:
+    """Queue one query of a client that waits; returns its id. Raises what `parse_chat_body` raises."""
+    query = parse_chat_body(body, known_limits(session, now, samples_limit))
+    batch = Batch(
+        id=_new_batch_id(),
+        tenant_id=tenant_id,
+        state=BatchState.IN_PROGRESS,
+        interactive=True,
+        endpoint=ENDPOINT,
+        completion_window="1h",
+        lines_read=1,
+        created_at=now,
+        in_progress_at=now,
+        expires_at=now + INTERACTIVE_WINDOW,
+    )
+    session.add(batch)
+    session.flush()
+    values = _row(query, batch.id, tenant_id, now)
+    values["priority"] = query.priority or INTERACTIVE_PRIORITY
+    return session.execute(insert(QueryRow).returning(QueryRow.id), values).scalar_one()
+
+
+def advance_intake(session: Session, batch_id: str, settings: Settings, now: datetime, lines: int = 1000) -> bool:
+    """Turn the next lines of a batch's file into queries; returns whether nothing is left to read.
+
+    The rows and the place in the file are written in the same transaction, so a crash between two calls loses and
+    repeats nothing. Queries wait as `queued`, and none is planned before the batch is `in_progress`.
+    """
+    batch = session.get(Batch, batch_id, populate_existing=True)
+    if batch is None or batch.state != BatchState.VALIDATING or batch.input_file_id is None:
+        return True
+    chunks = read_chunks(session, batch.input_file_id, batch.bytes_read)
+    if batch.bytes_read == 0:
+        first = next(chunks, b"")
+        if (wrong := foreign_start(first)) is not None:
+            return _fail(session, batch, [_file_error("invalid_encoding", wrong)], now)
+        chunks = chain((first,), chunks)
+    taken, is_end = _next_lines(batch, chunks, settings.line_bytes_max, lines)
+    last = taken[-1] if taken else Line(batch.lines_read, None, batch.bytes_read)
+    if not _move_on(session, batch, last):
+        return False
+    _insert_lines(session, batch, taken, settings, now)
+    if last.number > settings.lines_max and _count(session, batch) > settings.lines_max:
+        message = f"The file has more than {settings.lines_max} lines; split it into several batches."
+        session.execute(delete(QueryRow).where(QueryRow.batch_id == batch.id))
+        return _fail(session, batch, [_file_error("too_many_lines", message)], now)
+    return _begin(session, batch, now) if is_end else False
+
+
+def dry_run(
+    session: Session,
+    chunks: Iterable[bytes],
+    settings: Settings,
+    tenant_id: str,
+    now: datetime,
+    strategy: str | None = None,
+) -> DryRun:
+    """What a file would do and cost. Writes nothing.
+
+    Raises InvalidRequest for what would fail the batch as a whole, TooLarge for a file over the limits.
+    """
+    session.get_one(Tenant, tenant_id)
+    limits = known_limits(session, now, settings.samples_limit)
+    options, _ = batch_options({"strategy": strategy} if strategy is not None else {})
+    defaults = Defaults(options=options)
+    llms = {llm.name: llm for llm in session.scalars(select(LlmRow))}
+    prices: dict[str, Price] = {}
+    seen: dict[str, int] = {}
+    bad: list[Rejection] = []
+    total = runnable = low = expected = worst = 0
+    for line in split_lines(_checked_start(chunks, settings.file_bytes_max), settings.line_bytes_max):
+        total += 1
+        if total > settings.lines_max:
+            raise TooLarge(f"The file has more than {settings.lines_max} lines; split it into several batches.")
+        parsed = _without_duplicates(_parse(line, settings.line_bytes_max, defaults, limits), seen)
+        if isinstance(parsed, Rejection):
+            if len(bad) < REASONS_MAX:
+                bad.append(parsed)
+            continue
+        runnable += 1
+        price = prices.get(parsed.model) or prices.setdefault(parsed.model, price_at(session, parsed.model, now))
+        costs = budget_for(parsed, llms[parsed.model], price, settings)
+        low, expected, worst = low + costs[0], expected + costs[1], worst + costs[2]
+    if not total:
+        raise InvalidRequest("The file has no lines; write one request per line.", code="empty_file")
+    return DryRun(
+        lines=total,
+        runnable=runnable,
+        bad=tuple(bad),
+        low_nanousd=low,
+        expected_nanousd=expected,
+        worst_nanousd=worst,
+    )
+
+
+def budget_for(parsed: ParsedQuery, llm: LlmRow, price: Price, settings: Settings) -> tuple[int, int, int]:
+    """The (low, expected, worst) nano-dollars of a query that is not yet a row."""
+    row = QueryRow(id=0, line=parsed.line, **_queued(parsed))
+    query = as_query(row, llm)
+    strategy = choose_strategy(parsed.strategy, query.verifier, parsed.samples_max, query.temperature)
+    arm = Arm(model=parsed.model, strategy=strategy)
+    plan = allot(row, query, arm, llm, settings)
+    [prediction] = FixedPriors().predict([query], [arm])
+    low, expected, worst = estimate_nanousd(plan, query, prediction, price)
+    if parsed.limit_nanousd is None:
+        return low, expected, worst
+    return min(low, parsed.limit_nanousd), min(expected, parsed.limit_nanousd), min(worst, parsed.limit_nanousd)
+
+
+def known_limits(session: Session, now: datetime, samples_limit: int) -> Limits:
+    """The models that are served and priced at this instant."""
+    priced = set(session.scalars(select(PriceRow.model).where(PriceRow.effective_at <= now).distinct()))
+    llms = {
+        llm.name: KnownLlm(
+            context_tokens=llm.context_tokens, tokenizer_path=llm.tokenizer_path, is_priced=llm.name in priced
+        )
+        for llm in session.scalars(select(LlmRow))
+    }
+    return Limits(llms=llms, samples_limit=samples_limit)
+
+
+def _window(completion_window: str) -> timedelta:
+    match = re.fullmatch(r"([0-9]{1,4})([hd])", completion_window)
+    window = timedelta(0)
+    if match is not None:
+        number = int(match[1])
+        window = timedelta(hours=number) if match[2] == "h" else timedelta(days=number)
+    if not timedelta(0) < window <= WINDOW_MAX:
+        raise InvalidRequest(
+            f"The completion_window {completion_window[:64]!r} is not understood; write hours or days up to 30 days, "
+            "like '24h' or '7d'.",
+            param="completion_window",
+        )
+    return window
+
+
+def _checked_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    if len(metadata) > METADATA_PAIRS_MAX:
+        raise InvalidRequest(f"metadata has {len(metadata)} pairs; {METADATA_PAIRS_MAX} are allowed.", param="metadata")
+    for key, value in metadata.items():
+        if not isinstance(key, str) or not 1 <= len(key) <= METADATA_KEY_MAX:
+            raise InvalidRequest(
+                f"The metadata key {str(key)[:METADATA_KEY_MAX]!r} must be text of 1 to {METADATA_KEY_MAX} characters.",
+                param="metadata",
+            )
+        if not isinstance(value, str) or len(value) > METADATA_VALUE_MAX:
+            raise InvalidRequest(
+                f"metadata.{key} must be text of at most {METADATA_VALUE_MAX} characters.", param=f"metadata.{key}"
+            )
+    return dict(metadata)
+
+
+def _check_idempotency_key(key: str) -> None:
+    if not 1 <= len(key) <= IDEMPOTENCY_KEY_MAX or not key.isprintable():
+        raise InvalidRequest(f"An idempotency key must be 1 to {IDEMPOTENCY_KEY_MAX} printable characters.")
+
+
+def _same_request(session: Session, tenant_id: str, key: str, wanted: Mapping[str, Any]) -> Batch | None:
+    """The batch that this key opened before, if any. Raises Conflict where that was another request."""
+    batch = session.scalars(select(Batch).where(Batch.tenant_id == tenant_id, Batch.idempotency_key == key)).first()
+    if batch is None:
+        return None
+    other = [name for name, value in wanted.items() if getattr(batch, name) != value]
+    if other:
+        names = ", ".join(name.removesuffix("_json") for name in other)
+        raise Conflict(
+            f"The idempotency key was used for batch {batch.id} with another {names}; use a new key for a new request.",
+            batch_id=batch.id,
+        )
+    return batch
+
+
+def _open_batch(
+    session: Session,
+    tenant_id: str,
+    window: timedelta,
+    idempotency_key: str | None,
+    wanted: Mapping[str, Any],
+    now: datetime,
+) -> Batch:
+    """The batch's row and those of its output and error file, which can be read from the start."""
+    batch_id = _new_batch_id()
+    views = [
+        File(
+            id=f"file-{secrets.token_hex(12)}",
+            tenant_id=tenant_id,
+            purpose=OUTPUT_PURPOSE,
+            filename=f"{batch_id}_{kind}.jsonl",
+            bytes_total=0,
+            batch_id=batch_id,
+            created_at=now,
+        )
+        for kind in ("output", "error")
+    ]
+    batch = Batch(
+        id=batch_id,
+        tenant_id=tenant_id,
+        state=BatchState.VALIDATING,
+        output_file_id=views[0].id,
+        error_file_id=views[1].id,
+        idempotency_key=idempotency_key,
+        created_at=now,
+        expires_at=now + window,
+        **wanted,
+    )
+    session.add_all([*views, batch])
+    session.flush()
+    return batch
+
+
+def _new_batch_id() -> str:
+    return f"batch_{secrets.token_hex(12)}"
+
+
+def _next_lines(batch: Batch, chunks: Iterator[bytes], line_bytes_max: int, lines: int) -> tuple[list[Line], bool]:
+    """The next lines from where the batch stands, and whether the file ends with them."""
+    begin = batch.bytes_read
+    if begin == 0:
+        first = next(chunks, b"")
+        if first.startswith(BYTE_ORDER_MARK):
+            first, begin = first.removeprefix(BYTE_ORDER_MARK), len(BYTE_ORDER_MARK)
+        chunks = chain((first,), chunks)
+    taken: list[Line] = []
+    for line in split_lines(chunks, line_bytes_max, number=batch.lines_read, at=begin):
+        taken.append(line)
+        if len(taken) >= lines or line.end - begin >= STEP_BYTES:
+            return taken, False
+    return taken, True
+
+
+def _move_on(session: Session, batch: Batch, last: Line) -> bool:
+    """Note how far the file is read, if nobody else has read on from here."""
+    moved = session.execute(
+        update(Batch)
+        .where(Batch.id == batch.id, Batch.state == BatchState.VALIDATING, Batch.bytes_read == batch.bytes_read)
+        .values(bytes_read=last.end, lines_read=last.number)
+        .returning(Batch.id)
+    ).first()
+    return moved is not None
+
+
+def _insert_lines(session: Session, batch: Batch, lines: Sequence[Line], settings: Settings, now: datetime) -> None:
+    """One row per line: queued where it can run, failed where it cannot."""
+    if not lines:
+        return
+    limits = known_limits(session, now, settings.samples_limit)
+    options, _ = batch_options(json.loads(batch.metadata_json or "{}"))
+    defaults = Defaults(options=options, endpoint=batch.endpoint)
+    parsed = [_parse(line, settings.line_bytes_max, defaults, limits) for line in lines]
+    taken = _taken_ids(session, batch.id, [each.custom_id for each in parsed if each.custom_id is not None])
+    rows = [_row(_without_duplicates(each, taken), batch.id, batch.tenant_id, now) for each in parsed]
+    session.execute(insert(_QUERIES), rows)
+
+
+def _parse(line: Line, line_bytes_max: int, defaults: Defaults, limits: Limits) -> ParsedQuery | Rejection:
+    if line.content is None:
+        message = f"Line {line.number} is longer than {line_bytes_max} bytes; shorten it."
+        return Rejection(line=line.number, code="line_too_long", message=message)
+    return parse_line(line.content, line.number, defaults, limits)
+
+
+def _taken_ids(session: Session, batch_id: str, custom_ids: Sequence[str]) -> dict[str, int]:
+    """Which of these ids stand on earlier lines of the batch, and on which."""
+    taken: dict[str, int] = {}
+    for begin in range(0, len(custom_ids), IDS_PER_LOOKUP):
+        some = custom_ids[begin : begin + IDS_PER_LOOKUP]
+        rows = session.execute(_TAKEN, {"batch_id": batch_id, "custom_ids": some})
+        taken.update({str(row.custom_id): row.line for row in rows})
+    return taken
+
+
+def _without_duplicates(parsed: ParsedQuery | Rejection, taken: dict[str, int]) -> ParsedQuery | Rejection:
+    """The line itself if it is the first with its custom_id, else a rejection that names both lines."""
+    if parsed.custom_id is None:
+        return parsed
+    first = taken.setdefault(parsed.custom_id, parsed.line)
+    if first == parsed.line:
+        return parsed
+    if isinstance(parsed, Rejection):
+        parsed.said, parsed.custom_id = parsed.custom_id, None
+        return parsed
+    shown = parsed.custom_id if len(parsed.custom_id) <= 64 else parsed.custom_id[:64] + "..."
+    problem = f"custom_id '{shown}' is already that of line {first}; give each line one of its own."
+    return Rejection(
+        line=parsed.line,
+        code="duplicate_custom_id",
+        message=f"Line {parsed.line}: {problem}",
+        param="custom_id",
+        said=parsed.custom_id,
+    )
+
+
+def _row(parsed: ParsedQuery | Rejection, batch_id: str, tenant_id: str, now: datetime) -> dict[str, Any]:
+    """The columns of a line's row; the same for every line, so that they go into one statement."""
+    row = _failed(parsed, now) if isinstance(parsed, Rejection) else _queued(parsed)
+    row["batch_id"] = batch_id
+    row["tenant_id"] = tenant_id
+    row["line"] = parsed.line
+    row["custom_id"] = parsed.custom_id
+    row["created_at"] = now
+    return row
+
+
+def _queued(parsed: ParsedQuery) -> dict[str, Any]:
+    return {
+        "state": QueryState.QUEUED,
+        "finished_at": None,
+        "because": None,
+        "error_json": None,
+        "model": parsed.model,
+        "body_json": parsed.body_json,
+        "strategy": parsed.strategy,
+        "samples_max": parsed.samples_max,
+        "tokens_max": parsed.tokens_max,
+        "verifier": parsed.verifier,
+        "reference": parsed.reference,
+        "task": parsed.task,
+        "priority": parsed.priority,
+        "limit_nanousd": parsed.limit_nanousd,
+    }
+
+
+def _failed(rejection: Rejection, now: datetime) -> dict[str, Any]:
+    return {
+        "state": QueryState.FAILED,
+        "finished_at": now,
+        "because": rejection.code,
+        "error_json": rejection.as_json(),
+        "model": None,
+        "body_json": None,
+        "strategy": "auto",
+        "samples_max": None,
+        "tokens_max": None,
+        "verifier": None,
+        "reference": None,
+        "task": None,
+        "priority": 0,
+        "limit_nanousd": None,
+    }
+
+
+def _count(session: Session, batch: Batch) -> int:
+    return session.scalar(select(func.count()).select_from(QueryRow).where(QueryRow.batch_id == batch.id)) or 0
+
+
+def _begin(session: Session, batch: Batch, now: datetime) -> bool:
+    """Let the batch's queries run, or fail it where there are none to run."""
+    good = select(QueryRow.id).where(QueryRow.batch_id == batch.id, QueryRow.state == QueryState.QUEUED).limit(1)
+    if session.scalar(good) is None:
+        return _fail(session, batch, _reasons(session, batch), now)
+    session.execute(
+        update(Batch)
+        .where(Batch.id == batch.id, Batch.state == BatchState.VALIDATING)
+        .values(state=BatchState.IN_PROGRESS, in_progress_at=now)
+    )
+    return True
+
+
+def _reasons(session: Session, batch: Batch) -> list[dict[str, Any]]:
+    """Why no line of the file can run: the first lines' errors, and what they say together."""
+    total = _count(session, batch)
+    if not total:
+        return [_file_error("empty_file", "The file has no lines; write one request per line.")]
+    bad = select(QueryRow.error_json).where(QueryRow.batch_id == batch.id).order_by(QueryRow.line).limit(REASONS_MAX)
+    errors = [json.loads(error_json or "{}") for error_json in session.scalars(bad)]
+    listed = [{name: error.get(name) for name in ("code", "message", "param", "line")} for error in errors]
+    if all(error["code"] in {"invalid_json", "invalid_line"} for error in listed):
+        listed.insert(
+            0, _file_error("not_jsonl", "The file is not JSONL: no line of it is an object {...} of its own.")
+        )
+    if total > REASONS_MAX:
+        more = f"{total - REASONS_MAX} more lines have errors; the error file {batch.error_file_id} lists all of them."
+        listed.append(_file_error("more_errors", more))
+    return listed
+
+
+def _file_error(code: str, message: str) -> dict[str, Any]:
+    return {"code": code, "message": message, "param": None, "line": None}
+
+
+def _fail(session: Session, batch: Batch, errors: Sequence[dict[str, Any]], now: datetime) -> bool:
+    """End a batch of which nothing can run. Always True: nothing is left to read."""
+    session.execute(
+        update(Batch)
+        .where(Batch.id == batch.id, Batch.state == BatchState.VALIDATING)
+        .values(
+            state=BatchState.FAILED,
+            failed_at=now,
+            errors_json=json.dumps({"object": "list", "data": list(errors)}),
+        )
+    )
+    return True
+
+
+def _checked_start(chunks: Iterable[bytes], bytes_max: int) -> Iterator[bytes]:
+    """The same bytes without a byte order mark. Raises InvalidRequest for what is no UTF-8, TooLarge for too many."""
+    total = 0
+    for i, chunk in enumerate(_no_short_start(chunks)):
+        total += len(chunk)
+        if total > bytes_max:
+            raise TooLarge(f"The file is larger than {bytes_max} bytes; split it into several batches.")
+        if i == 0 and (wrong := foreign_start(chunk)) is not None:
+            raise InvalidRequest(wrong, code="invalid_encoding")
+        yield chunk.removeprefix(BYTE_ORDER_MARK) if i == 0 else chunk
+
+
+def _no_short_start(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes, where the first chunk is long enough to tell what kind of file it is."""
+    rest = iter(chunks)
+    start = b""
+    for chunk in rest:
+        start += chunk
+        if len(start) >= 8:
+            break
+    yield start
+    yield from rest
+
+
+IDS_PER_LOOKUP = 1000
+_QUERIES = cast("SqlTable", QueryRow.__table__)  # past the ORM, which does more per row than inserting it
+_TAKEN = select(QueryRow.custom_id, QueryRow.line).where(
+    QueryRow.batch_id == bindparam("batch_id"), QueryRow.custom_id.in_(bindparam("custom_ids", expanding=True))
+)

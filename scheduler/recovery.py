@@ -1,0 +1,212 @@
+"""What must be taken back: attempts of dead workers, queries of batches that ended, queries that can go on again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from itertools import groupby
+
+import structlog
+from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy.orm import Session
+
+from models.tables import Attempt, Batch, PlanRow, QueryRow, Wave, Worker
+from scheduler import ledger
+from scheduler.core.strategies import STRATEGIES, Generate, Score
+from scheduler.execution import rewards
+from scheduler.planning import WANTED_FIRST, as_query, tightest_cap, waiting_groups, waits_in
+from scheduler.settings import Settings
+from scheduler.settlement import KeptSample, as_plan, kept_samples
+from scheduler.states import AttemptState, BatchState, QueryState, WaveState
+from scheduler.types import Outcome
+
+AT_ONCE = 100
+"""Rows taken back per transaction, so that none holds its locks for long."""
+
+log = structlog.get_logger()
+
+
+def lost_attempts(session: Session, settings: Settings, now: datetime) -> Sequence[int]:
+    """Running attempts whose worker has been silent for longer than its lease, or has said that it stopped."""
+    silent_since = now - timedelta(seconds=settings.lease_s)
+    return session.scalars(
+        select(Attempt.id)
+        .outerjoin(Worker, Worker.id == Attempt.worker_id)
+        .where(
+            Attempt.state == AttemptState.RUNNING,
+            (Worker.id.is_(None)) | (Worker.heartbeat_at < silent_since) | (Worker.stopped_at.is_not(None)),
+        )
+        .order_by(Attempt.tenant_id, Attempt.id)
+        .limit(AT_ONCE)
+    ).all()
+
+
+def take_back(session: Session, attempt_ids: Sequence[int], settings: Settings, now: datetime) -> int:
+    """Settle dead attempts at what was reported, release the rest, and queue their queries again; returns how many.
+
+    Samples already settled are kept. A query under which too many attempts have died fails: it may be what kills them.
+    """
+    attempts = session.scalars(select(Attempt).where(Attempt.id.in_(attempt_ids)).order_by(Attempt.tenant_id)).all()
+    taken = 0
+    for tenant_id, group in groupby(attempts, key=lambda attempt: attempt.tenant_id):
+        ledger.lock_tenant(session, tenant_id)
+        for attempt in group:
+            taken += _take_back_one(session, attempt.id, attempt.query_id, settings, now)
+    return taken
+
+
+def call_off(session: Session, batch: Batch, state: QueryState, now: datetime) -> None:
+    """End every query of a batch that no worker is running, as `cancelled` or `expired`.
+
+    One that was parked with samples already paid for ends as `budget_stopped`, with the best answer they hold.
+    """
+    if state is QueryState.EXPIRED:
+        _answer_parked(session, batch, now)
+    waiting = [QueryState.QUEUED, QueryState.PARKED, QueryState.PLANNED]
+    session.execute(
+        update(QueryRow)
+        .where(QueryRow.batch_id == batch.id, QueryRow.state.in_(waiting))
+        .values(state=state, finished_at=now, because=state.value)
+    )
+
+
+def is_anything_over(session: Session, now: datetime) -> bool:
+    """Whether a batch is being cancelled or has run out of time."""
+    over = or_(Batch.state == BatchState.CANCELLING, _overdue(now))
+    return session.scalars(select(Batch.id).where(over).limit(1)).first() is not None
+
+
+def expire_batches(session: Session, now: datetime) -> int:
+    """End batches whose completion window has passed; their running queries are told by their workers' heartbeats."""
+    overdue = session.scalars(select(Batch).where(_overdue(now))).all()
+    for batch in overdue:
+        batch.state = BatchState.FINALIZING
+        batch.finalizing_at = now
+        batch.expired_at = now
+        session.flush()
+        call_off(session, batch, QueryState.EXPIRED, now)
+        log.info("batch_expired", batch=batch.id)
+    return len(overdue)
+
+
+def cancel_batches(session: Session, now: datetime) -> None:
+    """Call off the waiting queries of batches that are being cancelled."""
+    for batch in session.scalars(select(Batch).where(Batch.state == BatchState.CANCELLING)).all():
+        call_off(session, batch, QueryState.CANCELLED, now)
+
+
+def resumable(session: Session, now: datetime, limit: int) -> list[int]:
+    """Parked queries whose tenant's caps have room again: as many as the room can pay the first wave of."""
+    ids: list[int] = []
+    for tenant_id, model in waiting_groups(session, QueryState.PARKED):
+        tightest = tightest_cap(session, tenant_id, model, now)
+        ids += _affordable(session, tenant_id, model, tightest[0] if tightest else None, limit)
+    return ids
+
+
+def resume_parked(session: Session, now: datetime, limit: int) -> int:
+    """Queue again what is resumable; returns how many queries that were."""
+    ids = resumable(session, now, limit)
+    if ids:
+        session.execute(
+            update(QueryRow)
+            .where(QueryRow.id.in_(ids), QueryRow.state == QueryState.PARKED)
+            .values(state=QueryState.QUEUED, parked_because=None)
+        )
+    return len(ids)
+
+
+def _overdue(now: datetime) -> ColumnElement[bool]:
+    return and_(Batch.state.in_([BatchState.IN_PROGRESS, BatchState.VALIDATING]), Batch.expires_at <= now)
+
+
+def _affordable(session: Session, tenant_id: str, model: str, left: int | None, limit: int) -> list[int]:
+    rows = session.execute(
+        select(QueryRow.id, QueryRow.parked_need_nanousd)
+        .where(waits_in(QueryState.PARKED, tenant_id, model))
+        .order_by(*WANTED_FIRST)
+        .limit(limit)
+    )
+    ids = []
+    for query_id, need in rows:
+        if left is not None and need is not None:
+            if need > left:
+                break
+            left -= need
+        ids.append(query_id)
+    return ids
+
+
+def _take_back_one(session: Session, attempt_id: int, query_id: int, settings: Settings, now: datetime) -> int:
+    waves = session.scalars(select(Wave.id).where(Wave.attempt_id == attempt_id, Wave.state == WaveState.HELD)).all()
+    for wave_id in waves:
+        cost = ledger.expire(session, wave_id, now)
+        log.info("wave_expired", wave=wave_id, cost_nanousd=cost)
+    lost = session.execute(
+        update(Attempt)
+        .where(Attempt.id == attempt_id, Attempt.state == AttemptState.RUNNING)
+        .values(state=AttemptState.LOST, finished_at=now)
+        .returning(Attempt.id)
+    ).first()
+    if lost is None:
+        return 0
+    error = {"code": "attempts_exhausted", "message": f"{settings.attempts_max} workers died while answering this."}
+    session.execute(
+        update(QueryRow)
+        .where(
+            QueryRow.id == query_id,
+            QueryRow.state == QueryState.RUNNING,
+            QueryRow.attempts >= settings.attempts_max,
+        )
+        .values(state=QueryState.FAILED, finished_at=now, because="attempts_exhausted", error_json=json.dumps(error))
+    )
+    session.execute(
+        update(QueryRow)
+        .where(QueryRow.id == query_id, QueryRow.state == QueryState.RUNNING)
+        .values(state=QueryState.QUEUED)
+    )
+    return 1
+
+
+def _answer_parked(session: Session, batch: Batch, now: datetime) -> None:
+    rows = session.scalars(
+        select(QueryRow).where(
+            QueryRow.batch_id == batch.id, QueryRow.state == QueryState.PARKED, QueryRow.samples_drawn > 0
+        )
+    ).all()
+    kept = kept_samples(session, [row.id for row in rows])
+    for row in rows:
+        outcome, row_id = best_of_kept(session, row, kept.get(row.id, ()))
+        if outcome.chosen is None:
+            continue
+        row.state = QueryState.BUDGET_STOPPED
+        row.finished_at = now
+        row.chosen_sample_id = row_id
+        row.because = f"{row.parked_because} limit reached"
+        row.confidence = outcome.confidence
+        row.correct = outcome.chosen.correct
+    session.flush()
+
+
+def best_of_kept(session: Session, row: QueryRow, kept: tuple[KeptSample, ...]) -> tuple[Outcome, int | None]:
+    """What the query's strategy makes of the samples that are there, without any more."""
+    plan_row = session.scalars(
+        select(PlanRow).where(PlanRow.query_id == row.id).order_by(PlanRow.id.desc()).limit(1)
+    ).one()
+    plan = as_plan(plan_row)
+    steps = STRATEGIES[plan.arm.strategy](as_query(row, None), plan)
+    bank = list(kept)
+    try:
+        want = next(steps)
+        while True:
+            if isinstance(want, Generate):
+                taken, bank = bank[: want.n], bank[want.n :]
+                want = steps.send(tuple(k.sample for k in taken))
+            else:
+                assert isinstance(want, Score)
+                want = steps.send(rewards(want))
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        row_id = next((k.row_id for k in kept if k.sample is outcome.chosen), None)
+        return outcome, row_id

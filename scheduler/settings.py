@@ -1,0 +1,82 @@
+"""Everything that can be configured, read once from the environment (ALLOTD_*) and checked here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from scheduler.errors import InvalidRequest
+
+MEBIBYTE = 1024 * 1024
+
+
+class Settings(BaseSettings):
+    """One process's configuration. Every field is the environment variable ALLOTD_<FIELD>."""
+
+    model_config = SettingsConfigDict(env_prefix="ALLOTD_", frozen=True, extra="ignore")
+
+    database_url: str = "sqlite:///allotd.db"
+    broker_url: str = "redis://127.0.0.1:6379/0"
+    llm_url: str = "http://127.0.0.1:8000/v1"
+    llm_api_key: SecretStr | None = None
+    engine: str = Field(default="vllm", pattern="^(vllm|fake)$")
+    fake_engine: str | None = None
+    """Options of the fake engine as JSON; see workers.engines.fake."""
+    admin_key: SecretStr | None = None
+
+    # Sizes
+    window_size: int = Field(default=256, ge=1)
+    """Queries allocated together: enough for one shadow price to mean something, few enough that nobody waits long."""
+    bundle_size: int = Field(default=16, ge=1)
+    in_flight_max: int = Field(default=256, ge=1)
+    """Queries one worker process drives at once; vLLM's own default is 256 sequences per step."""
+    samples_max: int = Field(default=8, ge=1, le=1024)
+    """The default sample budget of best_of_n and self_consistency; most published gains come below it."""
+    samples_limit: int = Field(default=256, ge=1)
+    tokens_max: int = Field(default=512, ge=1)
+    """Completion tokens per sample where the request names no limit."""
+
+    # Time
+    tick_s: float = Field(default=0.2, gt=0)
+    heartbeat_s: float = Field(default=5.0, gt=0)
+    lease_s: float = Field(default=15.0, gt=0)
+    """A worker silent for this long is taken for dead: three heartbeats."""
+    redispatch_s: float = Field(default=30.0, gt=0)
+    """A message not claimed for this long is sent again."""
+    engine_timeout_s: float = Field(default=600.0, gt=0)
+    attempts_max: int = Field(default=5, ge=1)
+    """Attempts that may die under a query before it is called failed: it may be what kills them."""
+
+    # Limits on input
+    file_bytes_max: int = Field(default=200 * MEBIBYTE, ge=1)
+    line_bytes_max: int = Field(default=4 * MEBIBYTE, ge=1)
+    lines_max: int = Field(default=50_000, ge=1)
+    body_bytes_max: int = Field(default=4 * MEBIBYTE, ge=1)
+
+    log_format: str = Field(default="console", pattern="^(console|json)$")
+    log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    tokenizer_path: Path | None = None
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Self:
+        if self.bundle_size > self.in_flight_max:
+            raise ValueError("bundle_size must not exceed in_flight_max: a worker starts a bundle at once")
+        if self.lease_s < 2 * self.heartbeat_s:
+            raise ValueError("lease_s must be at least two heartbeats, or every worker looks dead")
+        return self
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Read the environment. Raises InvalidRequest that names every wrong variable."""
+        try:
+            return cls()
+        except ValidationError as error:
+            faults = "; ".join(f"{_variable(e['loc'])}: {e['msg']}" for e in error.errors())
+            raise InvalidRequest(f"Configuration is wrong: {faults}") from None
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    return f"ALLOTD_{str(location[0]).upper()}" if location else "ALLOTD_*"

@@ -1,0 +1,267 @@
+"""How a wave, an attempt and a query end in the database. Every move names the state it expects."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import bindparam, select, update
+from sqlalchemy.orm import Session
+
+from models.tables import Attempt, Batch, LlmRow, PlanRow, QueryRow, SampleRow, Tenant
+from scheduler import ledger
+from scheduler.errors import CapReached, LeaseLost, SchedulerError
+from scheduler.ledger import Funded
+from scheduler.planning import as_query
+from scheduler.states import QUERY_OPEN, AttemptState, BatchState, QueryState
+from scheduler.types import Arm, Outcome, Plan, Prediction, Query, Sample
+
+USABLE = ("stop", "length", "tool_calls", "function_call", "content_filter")
+"""Finish reasons of samples that a strategy may use; aborted and lost output is paid for and kept, but no answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeptSample:
+    """A sample that is already paid for, and the row that holds it."""
+
+    row_id: int
+    sample: Sample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Work:
+    """One attempt as its worker gets it: everything that driving it needs."""
+
+    funded: Funded
+    query: Query
+    plan: Plan
+    prediction: Prediction
+    kept: tuple[KeptSample, ...]
+
+
+def claim(session: Session, attempt_ids: Sequence[int], worker_id: str, now: datetime) -> list[Work]:
+    """Take those attempts that nobody has taken; a message delivered twice finds nothing the second time."""
+    claimed = session.scalars(
+        update(Attempt)
+        .where(Attempt.id.in_(attempt_ids), Attempt.state == AttemptState.DISPATCHED)
+        .values(state=AttemptState.RUNNING, worker_id=worker_id, started_at=now)
+        .returning(Attempt.id)
+    ).all()
+    if not claimed:
+        return []
+    rows = session.execute(
+        select(Attempt, QueryRow, PlanRow, Tenant, LlmRow)
+        .join(QueryRow, QueryRow.id == Attempt.query_id)
+        .join(PlanRow, PlanRow.id == Attempt.plan_id)
+        .join(Tenant, Tenant.id == Attempt.tenant_id)
+        .outerjoin(LlmRow, LlmRow.name == PlanRow.model)
+        .where(Attempt.id.in_(claimed), QueryRow.state == QueryState.PLANNED)
+    ).all()
+    started = [row.QueryRow.id for row in rows]
+    idle = set(claimed) - {row.Attempt.id for row in rows}
+    session.execute(
+        update(Attempt).where(Attempt.id.in_(idle)).values(state=AttemptState.LOST, finished_at=now)
+    )  # their queries were cancelled or expired before anyone came
+    session.execute(
+        update(QueryRow)
+        .where(QueryRow.id.in_(started), QueryRow.state == QueryState.PLANNED, QueryRow.started_at.is_(None))
+        .values(started_at=now)
+    )
+    session.execute(
+        update(QueryRow)
+        .where(QueryRow.id.in_(started), QueryRow.state == QueryState.PLANNED)
+        .values(state=QueryState.RUNNING)
+    )
+    kept = kept_samples(session, started)
+    return [_work(session, row, worker_id, kept.get(row.QueryRow.id, ()), now) for row in rows]
+
+
+def kept_samples(session: Session, query_ids: Sequence[int]) -> dict[int, tuple[KeptSample, ...]]:
+    """Every usable sample these queries have already paid for, in the order in which they were drawn."""
+    rows = session.scalars(
+        select(SampleRow)
+        .where(SampleRow.query_id.in_(query_ids), SampleRow.finish_reason.in_(USABLE))
+        .order_by(SampleRow.id)
+    )
+    kept: dict[int, tuple[KeptSample, ...]] = {}
+    for row in rows:
+        kept[row.query_id] = (*kept.get(row.query_id, ()), KeptSample(row_id=row.id, sample=as_sample(row)))
+    return kept
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ending:
+    """How an attempt leaves its query. `called_off` stands for `cancelled` or `expired`, as its batch says."""
+
+    funded: Funded
+    state: QueryState
+    because: str | None = None
+    chosen_row_id: int | None = None
+    confidence: float | None = None
+    correct: bool | None = None
+    error_json: str | None = None
+    parked_need_nanousd: int | None = None
+    called_off: bool = False
+
+
+def answered(funded: Funded, state: QueryState, outcome: Outcome, chosen_row_id: int | None) -> Ending:
+    """An end with an outcome: answered, or stopped by its budget with the best answer so far."""
+    return Ending(
+        funded=funded,
+        state=state,
+        because=outcome.because,
+        chosen_row_id=chosen_row_id,
+        confidence=outcome.confidence,
+        correct=outcome.chosen.correct if outcome.chosen is not None else None,
+    )
+
+
+def failed(funded: Funded, error: SchedulerError) -> Ending:
+    """An end with an error that goes to the error file."""
+    error_json = json.dumps({"code": error.code, "message": error.message})
+    return Ending(funded=funded, state=QueryState.FAILED, because=error.code, error_json=error_json)
+
+
+def called_off(funded: Funded) -> Ending:
+    """An end because the batch was cancelled or ran out of time; what was spent stays spent."""
+    return Ending(funded=funded, state=QueryState.CANCELLED, called_off=True)
+
+
+def parked(funded: Funded, refused: CapReached) -> Ending:
+    """Set aside until the cap that refused has room again; the samples are kept."""
+    return Ending(
+        funded=funded,
+        state=QueryState.PARKED,
+        because=refused.attributes["scope"],
+        parked_need_nanousd=refused.attributes["need_nanousd"],
+    )
+
+
+def given_back(funded: Funded) -> Ending:
+    """Unharmed, as a worker gives its queries back that is asked to stop."""
+    return Ending(funded=funded, state=QueryState.QUEUED)
+
+
+def end_all(session: Session, endings: Sequence[Ending], now: datetime) -> list[SchedulerError | None]:
+    """Move attempts to `finished` and their queries out of `running`, both or neither.
+
+    An attempt that is not its worker's any more ends nothing, and its place in the result holds a LeaseLost.
+    """
+    mine = set(
+        session.scalars(
+            update(Attempt)
+            .where(
+                Attempt.id.in_([ending.funded.attempt_id for ending in endings]),
+                Attempt.worker_id.in_({ending.funded.worker_id for ending in endings}),
+                Attempt.state == AttemptState.RUNNING,
+            )
+            .values(state=AttemptState.FINISHED, finished_at=now)
+            .returning(Attempt.id)
+        )
+    )
+    cancelling = set(
+        session.scalars(
+            select(Batch.id).where(
+                Batch.id.in_({ending.funded.batch_id for ending in endings if ending.called_off}),
+                Batch.state == BatchState.CANCELLING,
+            )
+        )
+    )
+    rows = [_ended(ending, cancelling, now) for ending in endings if ending.funded.attempt_id in mine]
+    if rows:
+        session.connection().execute(_END_QUERY, rows)
+    return [None if e.funded.attempt_id in mine else LeaseLost(attempt_id=e.funded.attempt_id) for e in endings]
+
+
+def _ended(ending: Ending, cancelling: set[str], now: datetime) -> dict[str, Any]:
+    state, because = ending.state, ending.because
+    if ending.called_off:
+        state = QueryState.CANCELLED if ending.funded.batch_id in cancelling else QueryState.EXPIRED
+        because = state.value
+    is_parked = state is QueryState.PARKED
+    return {
+        "key": ending.funded.query_id,
+        "to": state,
+        "at": None if state in QUERY_OPEN else now,
+        "chosen": ending.chosen_row_id,
+        "why": None if is_parked else because,
+        "sure": ending.confidence,
+        "right": ending.correct,
+        "error": ending.error_json,
+        "parked": because if is_parked else None,
+        "need": ending.parked_need_nanousd,
+    }
+
+
+_END_QUERY = (
+    update(QueryRow)
+    .where(QueryRow.id == bindparam("key"), QueryRow.state == QueryState.RUNNING)
+    .values(
+        state=bindparam("to"),
+        finished_at=bindparam("at"),
+        chosen_sample_id=bindparam("chosen"),
+        because=bindparam("why"),
+        confidence=bindparam("sure"),
+        correct=bindparam("right"),
+        error_json=bindparam("error"),
+        parked_because=bindparam("parked"),
+        parked_need_nanousd=bindparam("need"),
+    )
+)
+
+
+def as_sample(row: SampleRow) -> Sample:
+    """A kept sample as the value that strategies see."""
+    return Sample(
+        text=row.text,
+        tokens=row.tokens,
+        answer=row.answer,
+        reasoning_tokens=row.reasoning_tokens,
+        finish_reason=row.finish_reason,
+        logprob_mean=row.logprob_mean,
+        message=json.loads(row.message_json) if row.message_json else None,
+        correct=row.correct,
+    )
+
+
+def _work(session: Session, row: Any, worker_id: str, kept: tuple[KeptSample, ...], now: datetime) -> Work:
+    plan_row: PlanRow = row.PlanRow
+    query = as_query(row.QueryRow, row.LlmRow)
+    funded = Funded(
+        attempt_id=row.Attempt.id,
+        worker_id=worker_id,
+        query_id=row.QueryRow.id,
+        batch_id=row.QueryRow.batch_id,
+        tenant_id=row.Tenant.id,
+        timezone=row.Tenant.timezone,
+        model=plan_row.model,
+        price=ledger.price_at(session, plan_row.model, now),
+    )
+    return Work(
+        funded=funded,
+        query=query,
+        plan=as_plan(plan_row),
+        prediction=Prediction(
+            alpha=plan_row.alpha,
+            beta=plan_row.beta,
+            tokens_p50=plan_row.tokens_p50,
+            tokens_p90=plan_row.tokens_p90,
+            version=plan_row.predictor_version,
+        ),
+        kept=kept,
+    )
+
+
+def as_plan(row: PlanRow) -> Plan:
+    """A plan row as the value that strategies see."""
+    return Plan(
+        query_id=row.query_id,
+        arm=Arm(model=row.model, strategy=row.strategy),
+        samples_max=row.samples_max,
+        tokens_max=row.tokens_max,
+        ceiling_nanousd=row.ceiling_nanousd,
+        price=row.price,
+    )

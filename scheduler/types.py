@@ -1,0 +1,155 @@
+"""The values that cross boundaries: small, frozen, keyword-only. Changing one means making another."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+class Verdict(StrEnum):
+    """What a verifier compares and how; each also says how an answer is read out of a completion."""
+
+    EXACT = "exact"
+    NUMERIC = "numeric"
+    MATH = "math"
+    REGEX = "regex"
+    CHOICE = "choice"
+    JSON_SCHEMA = "json_schema"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifierSpec:
+    """How a query's answers are read and judged; without what it `needs`, it can read answers but not judge them.
+
+    `reference` is the right answer for `exact`, `numeric`, `math` and `choice`, the pattern for `regex`, and the JSON
+    text of the schema for `json_schema`.
+    """
+
+    kind: Verdict
+    reference: str | None = None
+
+    @property
+    def can_judge(self) -> bool:
+        """Whether an answer can be called right or wrong."""
+        return self.reference is not None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Query:
+    """One request of a tenant, as strategies and predictors see it.
+
+    `prompt_tokens` is the estimate, `prompt_tokens_max` what money is held for: a server very rarely counts more.
+    """
+
+    id: int
+    model: str
+    messages: tuple[Json, ...]
+    prompt_tokens: int
+    prompt_tokens_max: int
+    verifier: VerifierSpec | None = None
+    task: str | None = None
+    temperature: float | None = None
+    params: Json = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Arm:
+    """A model together with a strategy: one way of answering."""
+
+    model: str
+    strategy: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """How one query will be answered, and the most it may cost.
+
+    `price` is the window's shadow price: expected correct answers that one nano-dollar must buy; 0 stops nothing.
+    """
+
+    query_id: int
+    arm: Arm
+    samples_max: int
+    tokens_max: int
+    ceiling_nanousd: int | None
+    price: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prediction:
+    """What is believed of a query under one arm before anything is spent.
+
+    `alpha` and `beta` are the parameters of a Beta distribution of the chance that one sample is right;
+    `tokens_p50` and `tokens_p90` are quantiles of a completion's length in tokens.
+    """
+
+    alpha: float
+    beta: float
+    tokens_p50: int
+    tokens_p90: int
+    version: str
+
+    @property
+    def success_rate(self) -> float:
+        """The mean of the Beta distribution."""
+        return self.alpha / (self.alpha + self.beta)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    """Tokens of one request to an engine, as the server reports them. `completion` includes `reasoning`."""
+
+    prompt: int = 0
+    cached: int = 0
+    completion: int = 0
+    reasoning: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            prompt=self.prompt + other.prompt,
+            cached=self.cached + other.cached,
+            completion=self.completion + other.completion,
+            reasoning=self.reasoning + other.reasoning,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    """One completion of one query.
+
+    `answer` is what the verifier reads out of `text`, canonicalised so that equal answers are equal strings; None where
+    nothing could be read. `correct` is known only where the query carries a reference; strategies may look at it only
+    through `Score`. `logprob_mean` is the mean log-probability per token. `finish_reason` is the server's word, or
+    "aborted" for output that was cut by us and is nevertheless paid for.
+    """
+
+    text: str
+    tokens: int
+    answer: str | None = None
+    reasoning_tokens: int = 0
+    finish_reason: str = "stop"
+    logprob_mean: float | None = None
+    message: Json | None = None
+    correct: bool | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a strategy returns: the chosen sample, why, and how sure it is (None where it cannot say)."""
+
+    chosen: Sample | None
+    because: str
+    confidence: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Llm:
+    """A served language model."""
+
+    name: str
+    context_tokens: int
+    tokenizer_path: str | None = None

@@ -1,0 +1,113 @@
+"""Tenants, keys, caps and prices from the command line, against the real API."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.unit.cli.conftest import MODEL, Allotd, Server
+
+
+def test_a_new_tenant_is_told_its_key_and_listed_without_it(server: Server, allotd: Allotd) -> None:
+    created = allotd("tenant", "create", "acme", "--timezone", "Europe/Berlin", "--weight", "2")
+
+    listed = allotd("tenant", "list")
+    assert created.code == listed.code == 0
+    assert "sk-allotd-" in created.out
+    assert "acme" in listed.out
+    assert "Europe/Berlin" in listed.out
+    assert "sk-allotd-" not in listed.out
+
+
+def test_a_tenant_of_the_same_name_is_refused_in_one_line(priced: Server, allotd: Allotd) -> None:
+    again = allotd("tenant", "create", "acme")
+
+    assert again.code == 1
+    assert again.out == ""
+    assert again.err == "allotd: There is a tenant 'acme' already; choose another name.\n"
+
+
+def test_a_disabled_tenants_key_is_refused(priced: Server, allotd: Allotd, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = allotd("key", "create", "acme", "--json").json["key"]
+    allotd("tenant", "disable", "acme")
+
+    monkeypatch.setenv("ALLOTD_API_KEY", key)
+    refused = allotd("batch", "list")
+
+    assert refused.code == 1
+    assert refused.err.count("\n") == 1
+
+
+def test_a_key_has_the_scopes_it_was_given_until_it_is_revoked(priced: Server, allotd: Allotd) -> None:
+    made = allotd("key", "create", "acme", "--scope", "read", "--json").json
+
+    revoked = allotd("key", "revoke", "acme", made["id"])
+
+    assert made["scopes"] == ["read"]
+    assert revoked.out == f"Key {made['id']} of acme is revoked.\n"
+    keys = {key["id"]: key for key in allotd("key", "list", "acme", "--json").json}
+    assert keys[made["id"]]["revoked_at"] is not None
+    assert made["id"] in allotd("key", "list", "acme").out
+
+
+def test_a_cap_is_set_changed_shown_and_removed(priced: Server, allotd: Allotd) -> None:
+    first = allotd("cap", "set", "acme", "5", "--per", "day", "--soft", "0.8", "--json").json
+
+    changed = allotd("cap", "set", "acme", "7.5", "--per", "day", "--json").json
+
+    assert changed["id"] == first["id"]
+    assert changed["limit_nanousd"] == 7_500_000_000
+    listed = allotd("cap", "list", "acme").out
+    assert "7.50" in listed
+    assert "day" in listed
+    assert allotd("cap", "remove", first["id"]).code == 0
+    assert allotd("cap", "list").out == "No caps. Set one with `allotd cap set TENANT USD --per day`.\n"
+
+
+def test_a_cap_without_any_price_names_the_command_that_sets_one(server: Server, allotd: Allotd) -> None:
+    allotd("tenant", "create", "acme")
+
+    refused = allotd("cap", "set", "acme", "5", "--per", "day")
+
+    assert refused.code == 1
+    assert "allotd price set" in refused.err
+
+
+def test_a_cap_that_is_no_amount_is_refused_in_the_servers_words(priced: Server, allotd: Allotd) -> None:
+    refused = allotd("cap", "set", "acme", "much", "--per", "day")
+
+    assert refused.code == 1
+    assert refused.err == "allotd: The amount 'much' is no number; write it like 0.25.\n"
+
+
+def test_a_period_that_does_not_exist_is_a_usage_error(priced: Server, allotd: Allotd) -> None:
+    refused = allotd("cap", "set", "acme", "5", "--per", "year")
+
+    assert refused.code == 2
+    assert "month" in refused.err
+
+
+def test_every_price_there_was_is_listed_and_the_one_in_force_is_marked(priced: Server, allotd: Allotd) -> None:
+    allotd("price", "set", MODEL, "--prompt", "3", "--completion", "4", "--cached", "1")
+
+    prices = allotd("price", "list", "--json").json
+
+    assert [(price["prompt_usd_per_mtok"], price["in_force"]) for price in prices] == [
+        ("3.000", True),
+        ("1.000", False),
+    ]
+    assert "3.000" in allotd("price", "list").out
+
+
+def test_names_that_look_like_markup_are_shown_as_they_are(priced: Server, allotd: Allotd) -> None:
+    allotd("price", "set", "[red]model[/red]", "--prompt", "1", "--completion", "1")
+
+    assert "[red]model[/red]" in allotd("price", "list").out
+
+
+@pytest.mark.parametrize("noun", ["tenant", "cap", "price", "batch"])
+def test_an_empty_list_says_what_to_do_or_is_an_empty_array(server: Server, allotd: Allotd, noun: str) -> None:
+    listed = allotd(noun, "list")
+
+    assert listed.code == 0
+    assert "allotd" in listed.out
+    assert allotd(noun, "list", "--json").json == []

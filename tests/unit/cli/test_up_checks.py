@@ -1,0 +1,85 @@
+"""What `allotd up` refuses before anything is started."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from scheduler.cli.parts import Address
+from scheduler.cli.up import default_data_dir
+from tests.services import free_port
+from tests.unit.cli.conftest import Allotd
+
+
+@pytest.mark.parametrize("choice", [[], ["--fake", "--llm", "x"], ["--llm-url", "http://x", "--fake"]])
+def test_there_must_be_exactly_one_model(allotd: Allotd, choice: list[str]) -> None:
+    done = allotd("up", *choice)
+
+    assert done.code == 2
+    assert done.err == "allotd: Say which model to use, by one of --llm NAME_OR_PATH, --llm-url URL and --fake.\n"
+
+
+def test_a_model_directory_must_exist(allotd: Allotd) -> None:
+    done = allotd("up", "--llm", "./no-such-model")
+
+    assert (done.code, done.err) == (2, "allotd: There is no model directory ./no-such-model.\n")
+
+
+def test_a_port_that_is_taken_is_named(allotd: Allotd, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        done = allotd("up", "--fake", "--port", str(port), "--data-dir", str(tmp_path))
+
+    assert done.code == 2
+    assert f"127.0.0.1:{port} cannot be listened on (Address already in use)" in done.err
+
+
+def test_an_address_of_another_machine_is_named(allotd: Allotd, tmp_path: Path) -> None:
+    done = allotd("up", "--fake", "--host", "192.0.2.1", "--data-dir", str(tmp_path))
+
+    assert done.code == 2
+    assert "192.0.2.1" in done.err
+
+
+def test_the_data_directory_follows_the_desktops_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    assert default_data_dir() == Path("/data/allotd")
+
+    monkeypatch.delenv("XDG_DATA_HOME")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert default_data_dir() == Path("/home/me/.local/share/allotd")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"), [("127.0.0.1", "http://127.0.0.1:1"), ("0.0.0.0", "http://127.0.0.1:1"), ("::", "http://[::1]:1")]
+)
+def test_an_api_that_listens_everywhere_is_asked_on_loopback(host: str, url: str) -> None:
+    assert Address(host=host, port=1).url == url
+
+
+def test_a_model_server_that_is_not_there_is_named_and_nothing_is_left(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    command = [
+        sys.executable,
+        "-m",
+        "scheduler.cli",
+        "up",
+        "--llm-url",
+        url,
+        "--port",
+        "0",
+        "--data-dir",
+        str(tmp_path),
+    ]
+
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"allotd: The model server at {url} does not list its models")
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,89 @@
+"""The Beta test of a vote, exact and against scipy's own Beta distribution."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import beta
+
+from scheduler.core.stopping import is_decided, is_settled, leader_holds, votes_to_settle
+
+votes = st.integers(min_value=0, max_value=200)
+few_votes = st.integers(min_value=0, max_value=40)
+
+
+@pytest.mark.parametrize(
+    ("leader", "runner_up", "chance"), [(0, 0, 0.5), (1, 0, 0.75), (2, 0, 7 / 8), (4, 0, 31 / 32), (3, 3, 0.5)]
+)
+def test_the_chance_that_the_leader_holds_is_exact(leader: int, runner_up: int, chance: float) -> None:
+    held = leader_holds(leader, runner_up)
+
+    assert held == chance
+
+
+@given(leader=votes, runner_up=votes)
+def test_the_chance_is_the_upper_half_of_a_beta_distribution(leader: int, runner_up: int) -> None:
+    upper_half = beta.sf(0.5, leader + 1, runner_up + 1)
+
+    held = leader_holds(leader, runner_up)
+
+    assert held == pytest.approx(upper_half, rel=1e-9, abs=1e-12)
+
+
+@given(leader=votes, runner_up=votes)
+def test_a_vote_for_the_leader_never_makes_it_less_sure(leader: int, runner_up: int) -> None:
+    before = leader_holds(leader, runner_up)
+
+    assert leader_holds(leader + 1, runner_up) >= before
+    assert leader_holds(leader, runner_up + 1) <= before
+
+
+def test_thousands_of_votes_are_no_overflow() -> None:
+    held = leader_holds(6000, 5000)
+
+    assert held == 1.0
+
+
+def test_four_unanimous_votes_settle_and_three_do_not() -> None:
+    settled = [is_settled(n, 0) for n in range(6)]
+
+    assert settled == [False, False, False, False, True, True]
+
+
+def test_a_tie_is_never_settled() -> None:
+    settled = is_settled(5, 5, settled_at=0.5)
+
+    assert not settled
+
+
+def test_a_vote_is_decided_when_all_that_is_left_could_not_turn_it() -> None:
+    decided = [is_decided(3, 1, left) for left in (0, 1, 2, 3)]
+
+    assert decided == [True, True, False, False]
+
+
+def test_after_one_vote_three_more_could_settle_it() -> None:
+    more = votes_to_settle(1, 0, votes_max=7)
+
+    assert more == 3
+
+
+def test_with_few_votes_left_fewer_could_decide_it() -> None:
+    more = votes_to_settle(1, 0, votes_max=2)
+
+    assert more == 1
+
+
+@given(leader=few_votes, runner_up=few_votes, votes_max=st.integers(1, 60))
+def test_a_wave_of_this_size_is_the_smallest_that_could_end_the_vote(
+    leader: int, runner_up: int, votes_max: int
+) -> None:
+    def could_end(more: int) -> bool:
+        return is_settled(leader + more, runner_up) or is_decided(leader + more, runner_up, votes_max - more)
+
+    more = votes_to_settle(leader, runner_up, votes_max)
+
+    assert 1 <= more <= votes_max
+    assert could_end(more) or more == votes_max
+    assert not any(could_end(fewer) for fewer in range(1, more))

@@ -1,0 +1,281 @@
+"""One worker process's life: an event loop that drives many queries at once, and the heartbeat that keeps its lease."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+import threading
+from collections.abc import Coroutine, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy import bindparam, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.orm import Session
+
+from models.tables import Attempt, Batch, LlmRow, QueryRow, Wave, Worker
+from scheduler import recovery, settlement
+from scheduler.engine import Engine
+from scheduler.errors import EngineError
+from scheduler.execution import Drive, Flags
+from scheduler.settings import Settings
+from scheduler.settlement import Work
+from scheduler.states import AttemptState, BatchState, WaveState
+from scheduler.transactions import GroupCommit
+from scheduler.types import Llm, Usage
+from scheduler.wiring import make_services
+from workers.engines import make_engine
+
+DRAIN_S = 3.0
+"""How long running waves may go on after the worker was asked to stop; then they are cut and paid as they stand."""
+
+LLMS_EVERY_S = 30.0
+"""How often the engine is asked again which models it serves."""
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+
+class Runtime:
+    """Takes attempts, drives them on one event loop, reports usage, and gives everything back when it stops."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.worker_id = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._settings = settings
+        self._room = threading.Semaphore(settings.in_flight_max + ahead(settings))
+        self._places = asyncio.Semaphore(settings.in_flight_max)
+        self._admitting = threading.Lock()
+        self._draining = threading.Event()
+        self._engine_seen = threading.Event()
+        self._abandoned_before: frozenset[int] = frozenset()
+        self._flags: dict[int, Flags] = {}
+        self._usage: dict[int, Usage] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def start(self) -> None:
+        """Open the database, start the event loop's thread and the engine in it."""
+        self._services = make_services(self._settings)
+        self._transact = GroupCommit(self._services.sessions, self._services.clock)
+        self._pulse = GroupCommit(self._services.sessions, self._services.clock, name="pulse")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="drive", daemon=True)
+        self._thread.start()
+        self._engine: Engine = self._call(self._make_engine())
+
+    def ready(self) -> None:
+        """Begin to beat; the daemon plans for this worker from its first heartbeat on."""
+        self._beating = asyncio.run_coroutine_threadsafe(self._beat(), self._loop)
+
+    def admit(self, attempt_ids: Sequence[int]) -> None:
+        """Claim and start attempts, waiting for room first. Called on Celery's threads."""
+        if not self._engine_seen.wait(self._settings.redispatch_s) or self._draining.is_set():
+            return  # nobody claimed them: the daemon sends them again
+        with self._admitting:
+            for _ in attempt_ids:
+                while not self._room.acquire(timeout=0.2):
+                    if self._draining.is_set():
+                        return
+        works: list[Work] = []
+        try:
+            works = self._claim(attempt_ids)
+        finally:
+            for _ in range(len(attempt_ids) - len(works)):
+                self._room.release()
+        for work in works:
+            self._loop.call_soon_threadsafe(self._launch, work)
+
+    def drain(self) -> None:
+        """Take nothing more; let running waves finish for a moment, then cut them and give their queries back."""
+        self._draining.set()
+        self._loop.call_soon_threadsafe(self._stop_waves)
+
+    def stop(self) -> None:
+        """Settle what is running, say goodbye, and end the loop."""
+        self._draining.set()
+        self._call(self._finish())
+        self._transact.close()
+        self._pulse.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5)
+
+    async def _make_engine(self) -> Engine:
+        return make_engine(self._settings)
+
+    def _claim(self, attempt_ids: Sequence[int]) -> list[Work]:
+        claim = partial(settlement.claim, attempt_ids=attempt_ids, worker_id=self.worker_id, now=self._services.clock())
+        return self._call(self._pulse.alone(claim))
+
+    def _launch(self, work: Work) -> None:
+        flags = Flags(stopping=self._draining.is_set())
+        self._flags[work.funded.attempt_id] = flags
+        drive = Drive(
+            work=work,
+            engine=self._engine,
+            transact=self._transact,
+            report=self._usage.__setitem__,
+            flags=flags,
+            places=self._places,
+        )
+        task = self._loop.create_task(self._run(drive))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _run(self, drive: Drive) -> None:
+        attempt_id = drive.work.funded.attempt_id
+        try:
+            await drive.run()
+        except Exception:
+            # The attempt stays `running` under this worker; the next heartbeat finds it abandoned and takes it back.
+            log.exception("drive_failed", attempt=attempt_id)
+        finally:
+            self._flags.pop(attempt_id, None)
+            self._room.release()
+
+    def _stop_waves(self) -> None:
+        for flags in self._flags.values():
+            flags.stopping = True
+        self._loop.call_later(DRAIN_S, self._abort_waves)
+
+    def _abort_waves(self) -> None:
+        for flags in self._flags.values():
+            flags.stopping = True
+            flags.abort.set()
+
+    async def _finish(self) -> None:
+        self._stop_waves()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=DRAIN_S + 10)
+        if hasattr(self, "_beating"):
+            self._beating.cancel()
+        await self._pulse.alone(partial(_say_goodbye, worker_id=self.worker_id, now=self._services.clock()))
+        await self._engine.close()
+        log.info("worker_stopped", worker=self.worker_id)
+
+    async def _beat(self) -> None:
+        """Tell the database that this worker lives and what its waves have used; learn what was called off."""
+        loop = asyncio.get_running_loop()
+        asked_at = float("-inf")
+        while True:
+            began = loop.time()
+            try:
+                if began - asked_at >= LLMS_EVERY_S or not self._engine_seen.is_set():
+                    await self._meet_engine()
+                    asked_at = began
+                await self._heartbeat()
+            except EngineError as error:
+                log.info("engine_unavailable", message=error.message)
+                if self._engine_seen.is_set():
+                    await self._heartbeat()
+            except Exception:
+                log.exception("heartbeat_failed")
+            await asyncio.sleep(max(0.0, self._pace() - (loop.time() - began)))
+
+    def _pace(self) -> float:
+        return self._settings.heartbeat_s if self._engine_seen.is_set() else 0.5
+
+    async def _meet_engine(self) -> None:
+        llms = await self._engine.llms()
+        await self._pulse.alone(partial(_remember_llms, llms=llms, now=self._services.clock()))
+        if not self._engine_seen.is_set():
+            log.info("engine_ready", llms=[llm.name for llm in llms], worker=self.worker_id)
+        self._engine_seen.set()
+
+    async def _heartbeat(self) -> None:
+        usage, self._usage = self._usage, {}
+        capacity = 0 if self._draining.is_set() else self._settings.in_flight_max
+        now = self._services.clock()
+        beat = partial(_write_heartbeat, worker_id=self.worker_id, capacity=capacity, usage=usage, now=now)
+        driven = dict(self._flags)  # as it was before the question: what is claimed meanwhile is not in the answer
+        standing = await self._pulse.alone(beat)
+        for attempt_id, flags in driven.items():
+            state = standing.get(attempt_id)
+            if state is None or state == "called off":
+                flags.lost, flags.cancelled = state is None, state is not None
+                flags.abort.set()
+        abandoned = [attempt_id for attempt_id in standing if attempt_id not in self._flags]
+        await self._take_back_abandoned(abandoned)
+
+    async def _take_back_abandoned(self, attempt_ids: Sequence[int]) -> None:
+        """Attempts that are this worker's by the database, twice in a row, but that nothing here drives."""
+        again = [attempt_id for attempt_id in attempt_ids if attempt_id in self._abandoned_before]
+        self._abandoned_before = frozenset(attempt_ids)
+        if again:
+            log.warning("attempts_abandoned", attempts=again)
+            await self._pulse.alone(
+                partial(recovery.take_back, attempt_ids=again, settings=self._settings, now=self._services.clock())
+            )
+
+    def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine on the loop from another thread and wait for it."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+
+def ahead(settings: Settings) -> int:
+    """Queries taken beyond what the engine takes at once, so that one is paid for and ready when a place is free."""
+    return settings.bundle_size + settings.in_flight_max // 8
+
+
+def _remember_llms(session: Session, llms: Sequence[Llm], now: datetime) -> None:
+    dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+    for llm in llms:
+        seen = {"context_tokens": llm.context_tokens, "tokenizer_path": llm.tokenizer_path, "last_seen_at": now}
+        session.execute(
+            dialect.insert(LlmRow)
+            .values(name=llm.name, first_seen_at=now, **seen)
+            .on_conflict_do_update(index_elements=[LlmRow.name], set_=seen)
+        )
+
+
+def _write_heartbeat(
+    session: Session, worker_id: str, capacity: int, usage: dict[int, Usage], now: datetime
+) -> dict[int, str]:
+    """Beat, report, and return how this worker's attempts stand: their state, or "called off"."""
+    worker = session.get(Worker, worker_id)
+    if worker is None:
+        session.add(Worker(id=worker_id, capacity=capacity, started_at=now, heartbeat_at=now))
+    else:
+        worker.capacity, worker.heartbeat_at = capacity, now
+    if usage:
+        session.connection().execute(
+            _REPORT,
+            [
+                {
+                    "wave": wave_id,
+                    "prompt": used.prompt,
+                    "cached": used.cached,
+                    "completion": used.completion,
+                    "reasoning": used.reasoning,
+                    "at": now,
+                }
+                for wave_id, used in usage.items()
+            ],
+        )
+    rows = session.execute(
+        select(Attempt.id, Batch.state)
+        .join(QueryRow, QueryRow.id == Attempt.query_id)
+        .join(Batch, Batch.id == QueryRow.batch_id)
+        .where(Attempt.worker_id == worker_id, Attempt.state == AttemptState.RUNNING)
+    )
+    return {row.id: "running" if row.state == BatchState.IN_PROGRESS else "called off" for row in rows}
+
+
+def _say_goodbye(session: Session, worker_id: str, now: datetime) -> None:
+    session.execute(update(Worker).where(Worker.id == worker_id).values(stopped_at=now, capacity=0))
+
+
+_REPORT = (
+    update(Wave)
+    .where(Wave.id == bindparam("wave"), Wave.state == WaveState.HELD)
+    .values(
+        prompt_tokens=bindparam("prompt"),
+        cached_tokens=bindparam("cached"),
+        completion_tokens=bindparam("completion"),
+        reasoning_tokens=bindparam("reasoning"),
+        reported_at=bindparam("at"),
+    )
+)
