@@ -18,7 +18,7 @@ from scheduler.ledger import left_under, live_caps, name_of, price_at
 from scheduler.prediction import Predictor
 from scheduler.settings import Settings
 from scheduler.states import AttemptState, BatchState, QueryState
-from scheduler.tokens import TEMPLATE_TOKENS, counter_for
+from scheduler.tokens import TEMPLATE_TOKENS, estimate_prompt
 from scheduler.types import Arm, Plan, Prediction, Query, Verdict, VerifierSpec
 
 AHEAD = 2
@@ -223,14 +223,13 @@ def as_query(row: QueryRow | Any, llm: LlmRow | Any | None) -> Query:
     """A query row as the value that predictors and strategies see. Prompt tokens are counted where not yet known."""
     body: Mapping[str, Any] = json.loads(row.body_json or "{}")
     messages = tuple(body.get("messages", ()))
-    counter = counter_for(llm.tokenizer_path if llm is not None else None)
-    prompt_tokens = row.prompt_tokens_estimated or counter.count_messages(messages, body.get("tools") or ())
+    prompt = estimate_prompt(llm, messages, body.get("tools") or (), known=row.prompt_tokens_estimated)
     return Query(
         id=row.id,
         model=str(row.model),
         messages=messages,
-        prompt_tokens=prompt_tokens,
-        prompt_tokens_max=counter.upper_bound(prompt_tokens),
+        prompt_tokens=prompt.tokens,
+        prompt_tokens_max=prompt.tokens_max,
         verifier=VerifierSpec(kind=Verdict(row.verifier), reference=row.reference) if row.verifier else None,
         task=row.task,
         temperature=body.get("temperature"),

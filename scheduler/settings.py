@@ -59,6 +59,8 @@ class Settings(BaseSettings):
     log_format: str = Field(default="console", pattern="^(console|json)$")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     tokenizer_path: Path | None = None
+    """A worker's copy of its model's `tokenizer.json`, or of the folder that holds it, where the model server reads its
+    own from another machine's disk."""
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

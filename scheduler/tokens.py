@@ -13,10 +13,11 @@ import math
 import re
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import tiktoken
 
@@ -48,6 +49,8 @@ UNCOUNTABLE_PART_TOKENS = 1024
 """A part that is no text. An image of 1024 x 1024 takes 765 tokens at OpenAI and about 1300 in Qwen2.5-VL."""
 TEMPLATE_TOKENS = 64
 """Room for what a template adds unasked, such as a default system prompt (SmolLM2's takes 22 tokens, Qwen2.5's 24)."""
+MEASURED_TEMPLATE_TOKENS = 16
+"""Room where the server has told what its template adds: for the marks of further turns."""
 FALLBACK_MARGIN = 4.0
 """How far a foreign vocabulary may be off. SmolLM2's own count over o200k_base's was 1.1 on English and code, 1.3 on
 sums, 1.6 on German, 2.3 on columns of numbers, 3.2 on Russian and, at the most, 3.7 on Hindi."""
@@ -86,10 +89,10 @@ class TokenCounter:
             count += TOOLS_TOKENS + sum(self.count_text(_as_json(tool)) for tool in tools)
         return count
 
-    def upper_bound(self, counted: int) -> int:
+    def upper_bound(self, counted: int, room: int = TEMPLATE_TOKENS) -> int:
         """What to reserve for a count: the server will report fewer tokens, but for texts far out of the common."""
         margin = 1.0 if self.is_exact else FALLBACK_MARGIN
-        return math.ceil(counted * margin) + TEMPLATE_TOKENS
+        return math.ceil(counted * margin) + room
 
     def _count_message(self, message: Mapping[str, Any]) -> int:
         count = MESSAGE_TOKENS
@@ -125,6 +128,44 @@ class TokenCounter:
 
 class NotConvertible(ValueError):
     """This tokenizer.json does something that a tiktoken encoding cannot express."""
+
+
+class Templated(Protocol):
+    """A served model, as far as its prompts' lengths depend on it; `scheduler.types.Llm` says what its fields mean."""
+
+    @property
+    def tokenizer_path(self) -> str | None: ...
+    @property
+    def template_tokens(self) -> int | None: ...
+    @property
+    def template_system_tokens(self) -> int | None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PromptEstimate:
+    """How many tokens a prompt will have, and what to hold money for."""
+
+    tokens: int
+    tokens_max: int
+
+
+def estimate_prompt(
+    llm: Templated | None,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]] = (),
+    known: int | None = None,
+) -> PromptEstimate:
+    """The length of a chat as this model's server will read it; `known` is an earlier estimate of the same chat."""
+    counter = counter_for(llm.tokenizer_path if llm is not None else None)
+    measured = _template_tokens(llm, messages) if llm is not None else None
+    tokens = known or max(1, counter.count_messages(messages, tools) + (measured or 0))
+    room = TEMPLATE_TOKENS if measured is None else MEASURED_TEMPLATE_TOKENS
+    return PromptEstimate(tokens=tokens, tokens_max=counter.upper_bound(tokens, room))
+
+
+def _template_tokens(llm: Templated, messages: Sequence[Mapping[str, Any]]) -> int | None:
+    has_system = any(message.get("role") in {"system", "developer"} for message in messages)
+    return llm.template_system_tokens if has_system else llm.template_tokens
 
 
 def counter_for(tokenizer_path: str | Path | None) -> TokenCounter:

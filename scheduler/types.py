@@ -148,8 +148,15 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Llm:
-    """A served language model."""
+    """A served language model.
+
+    `template_tokens` is what its chat template adds to a chat beyond what `scheduler.tokens` counts of it (a default
+    system prompt, say), and `template_system_tokens` what it adds where the chat has a system message of its own; None
+    where the server does not tell.
+    """
 
     name: str
     context_tokens: int
     tokenizer_path: str | None = None
+    template_tokens: int | None = None
+    template_system_tokens: int | None = None

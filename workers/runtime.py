@@ -8,6 +8,7 @@ import secrets
 import socket
 import threading
 from collections.abc import Coroutine, Sequence
+from dataclasses import asdict
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar
@@ -223,7 +224,8 @@ def ahead(settings: Settings) -> int:
 def _remember_llms(session: Session, llms: Sequence[Llm], now: datetime) -> None:
     dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
     for llm in llms:
-        seen = {"context_tokens": llm.context_tokens, "tokenizer_path": llm.tokenizer_path, "last_seen_at": now}
+        seen = {**asdict(llm), "last_seen_at": now}
+        del seen["name"]
         session.execute(
             dialect.insert(LlmRow)
             .values(name=llm.name, first_seen_at=now, **seen)

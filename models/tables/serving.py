@@ -20,6 +20,10 @@ class LlmRow(Table):
     tokenizer_path: Mapped[str | None] = mapped_column(default=None)
     first_seen_at: Mapped[datetime]
     last_seen_at: Mapped[datetime]
+    template_tokens: Mapped[int | None] = mapped_column(default=None)
+    """What its chat template adds to a chat beyond our count of it."""
+    template_system_tokens: Mapped[int | None] = mapped_column(default=None)
+    """The same, where the chat has a system message."""
 
 
 class PredictorRow(Table):

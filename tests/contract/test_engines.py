@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import replace
 
 import pytest
 
 from scheduler.engine import Generation, GenerationRequest
 from scheduler.errors import EngineRejected
-from scheduler.types import Usage
+from scheduler.tokens import counter_for, estimate_prompt
+from scheduler.types import Json, Usage
 from tests.contract.conftest import Subject
 
 pytestmark = pytest.mark.timeout(600)  # the first test on vLLM waits for it to start
@@ -137,6 +139,23 @@ def test_the_served_model_is_listed_with_its_context(subject: Subject) -> None:
 
     assert llm.name == subject.model
     assert llm.context_tokens == 8192
+
+
+SYSTEM: Json = {"role": "system", "content": "You answer with numbers only."}
+QUESTION: Json = {"role": "user", "content": "What is 12 + 9?"}
+
+
+@pytest.mark.parametrize("chat", [(QUESTION,), (SYSTEM, QUESTION)], ids=["alone", "with a system message"])
+def test_the_estimate_of_a_prompt_is_what_the_server_bills(subject: Subject, chat: tuple[Json, ...]) -> None:
+    [llm] = subject.run(subject.engine.llms())
+    request = replace(subject.request(), messages=chat)
+
+    billed = subject.run(subject.engine.generate(request, asyncio.Event())).usage.prompt
+
+    estimate = estimate_prompt(llm, chat)
+    assert billed <= estimate.tokens_max
+    if counter_for(llm.tokenizer_path).is_exact:
+        assert estimate.tokens == billed
 
 
 def test_many_waves_at_once_are_all_answered(subject: Subject) -> None:

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from scheduler.tokens import (
     FALLBACK_MARGIN,
+    MEASURED_TEMPLATE_TOKENS,
     MESSAGE_TOKENS,
     REPLY_TOKENS,
     TEMPLATE_TOKENS,
@@ -20,7 +21,9 @@ from scheduler.tokens import (
     UNCOUNTABLE_PART_TOKENS,
     TokenCounter,
     counter_for,
+    estimate_prompt,
 )
+from scheduler.types import Json, Llm
 
 QWEN_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -230,6 +233,28 @@ def test_the_upper_bound_of_a_foreign_vocabulary_is_wider() -> None:
     bound = counter_for(None).upper_bound(100)
 
     assert bound == 100 * FALLBACK_MARGIN + TEMPLATE_TOKENS
+
+
+def test_what_a_template_adds_is_estimated_and_no_longer_only_allowed_for() -> None:
+    llm = Llm(name="small", context_tokens=2048, template_tokens=22, template_system_tokens=-1)
+    question: Json = {"role": "user", "content": "hello"}
+    counted = counter_for(None).count_messages([question])
+
+    alone = estimate_prompt(llm, [question])
+    with_system = estimate_prompt(llm, [{"role": "system", "content": ""}, question])
+
+    assert alone.tokens == counted + 22
+    assert alone.tokens_max == FALLBACK_MARGIN * alone.tokens + MEASURED_TEMPLATE_TOKENS
+    assert with_system.tokens == counted + MESSAGE_TOKENS + 1 - 1
+
+
+def test_an_unmeasured_template_is_allowed_for() -> None:
+    question: Json = {"role": "user", "content": "hello"}
+
+    estimate = estimate_prompt(None, [question])
+
+    assert estimate.tokens == counter_for(None).count_messages([question])
+    assert estimate.tokens_max == FALLBACK_MARGIN * estimate.tokens + TEMPLATE_TOKENS
 
 
 @pytest.mark.parametrize("text", ["a" * 1_000_000, " " * 1_000_000, "\n" * 1_000_000, "\ud800" * 1000])

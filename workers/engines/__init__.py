@@ -15,4 +15,5 @@ def make_engine(settings: Settings) -> Engine:
         settings.llm_url,
         api_key=key.get_secret_value() if key is not None else None,
         timeout_s=settings.engine_timeout_s,
+        tokenizer_path=settings.tokenizer_path,
     )

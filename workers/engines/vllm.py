@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ import tenacity
 
 from scheduler.engine import Abort, Generation, GenerationRequest, Progress
 from scheduler.errors import EngineError, EngineRejected, EngineUnavailable
-from scheduler.types import Llm, Usage
+from scheduler.tokens import counter_for
+from scheduler.types import Json, Llm, Usage
 from workers.engines.stream import ChatStream, fault
 
 log = structlog.get_logger()
@@ -35,6 +37,10 @@ ERROR_BYTES_MAX = 64 * 1024
 CONTEXT_TOKENS = 4096
 """Where a server does not say how long a context may be; vLLM does."""
 
+PLAIN_CHAT: tuple[Json, ...] = ({"role": "user", "content": "x"},)
+SYSTEM_CHAT: tuple[Json, ...] = ({"role": "system", "content": "x"}, *PLAIN_CHAT)
+"""The shortest chats, to see what a chat template adds."""
+
 OURS = frozenset(
     {"messages", "model", "n", "max_tokens", "max_completion_tokens", "stream", "stream_options", "allotd"}
 )
@@ -49,6 +55,10 @@ class _ModelCard(msgspec.Struct):
 
 class _ModelList(msgspec.Struct):
     data: list[_ModelCard]
+
+
+class _Tokenized(msgspec.Struct):
+    count: int
 
 
 class _Refusal(msgspec.Struct):
@@ -71,6 +81,7 @@ class VllmEngine:
         stall_timeout_s: float = STALL_TIMEOUT_S,
         tries: int = TRIES,
         backoff_s: float = BACKOFF_S,
+        tokenizer_path: Path | None = None,
     ) -> None:
         self._url = url.rstrip("/")
         self._api_key = api_key
@@ -78,6 +89,7 @@ class VllmEngine:
         self._stall_timeout_s = min(stall_timeout_s, timeout_s)
         self._tries = tries
         self._backoff_s = backoff_s
+        self._tokenizer_path = tokenizer_path
         self._session: aiohttp.ClientSession | None = None
 
     async def generate(self, request: GenerationRequest, abort: Abort, progress: Progress | None = None) -> Generation:
@@ -114,13 +126,35 @@ class VllmEngine:
             raise
         except (aiohttp.ClientError, OSError, ValueError, EngineError) as error:
             raise EngineUnavailable(f"The model server at {self._url} does not list its models: {error!r}") from error
-        return tuple(described(card) for card in cards)
+        return tuple([await self._measured(described(card, self._tokenizer_path)) for card in cards])
 
     async def close(self) -> None:
         """Close the connections."""
         if self._session is not None:
             await self._session.close()
             self._session = None
+
+    async def _measured(self, llm: Llm) -> Llm:
+        """The model, with what its chat template adds to a chat."""
+        return replace(
+            llm,
+            template_tokens=await self._added_to(llm, PLAIN_CHAT),
+            template_system_tokens=await self._added_to(llm, SYSTEM_CHAT),
+        )
+
+    async def _added_to(self, llm: Llm, chat: tuple[Json, ...]) -> int | None:
+        """How many more tokens the server counts in a chat than we do; None where it does not count for us."""
+        url = f"{self._url.removesuffix('/v1')}/tokenize"
+        body = msgspec.json.encode({"model": llm.name, "messages": chat})
+        headers = {"Content-Type": "application/json"}
+        try:
+            async with self._open().post(url, data=body, headers=headers, timeout=_timeout(CONNECT_TIMEOUT_S)) as reply:
+                if reply.status != 200:
+                    return None
+                counted = msgspec.json.decode(await reply.read(), type=_Tokenized).count
+        except (aiohttp.ClientError, OSError, ValueError):
+            return None
+        return counted - counter_for(llm.tokenizer_path).count_messages(chat)
 
     def _open(self) -> aiohttp.ClientSession:
         """The session, made on first use, because it belongs to the running event loop."""
@@ -245,13 +279,14 @@ async def refusal(response: aiohttp.ClientResponse) -> EngineError:
     return fault(response.status, message)
 
 
-def described(card: _ModelCard) -> Llm:
-    """A served model, with its tokenizer where the server reads it from this machine's disk."""
-    is_local = card.root is not None and Path(card.root).is_dir()
+def described(card: _ModelCard, tokenizer_path: Path | None = None) -> Llm:
+    """A served model, with its tokenizer where one is named or the server reads it from this machine's disk."""
+    root = str(tokenizer_path) if tokenizer_path is not None else card.root
+    is_local = root is not None and Path(root).exists()
     return Llm(
         name=card.id,
         context_tokens=card.max_model_len or CONTEXT_TOKENS,
-        tokenizer_path=card.root if is_local else None,
+        tokenizer_path=root if is_local else None,
     )
 
 
