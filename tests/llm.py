@@ -11,7 +11,8 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,11 +36,35 @@ class LlmServer:
     pid: int
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need the model server go last: it takes a minute to start, which passes while the others run."""
+    items.sort(key=needs_llm)
+
+
+def needs_llm(item: pytest.Item) -> bool:
+    """Whether a test speaks to the model server."""
+    return item.get_closest_marker("vllm") is not None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def starting_llm(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Future[LlmServer] | None]:
+    """vLLM on its way up from the first test on, where any test of the run needs it, and gone with the run."""
+    if not any(map(needs_llm, request.session.items)):
+        yield None
+        return
+    log = tmp_path_factory.mktemp("llm") / "vllm.log"
+    with ExitStack() as stack, ThreadPoolExecutor(1) as thread:
+        yield thread.submit(stack.enter_context, llm_server(log))
+
+
 @pytest.fixture(scope="session")
-def llm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LlmServer]:
-    """vLLM serving SmolLM2-135M-Instruct, started when first asked for and gone with the run."""
-    with llm_server(tmp_path_factory.mktemp("llm") / "vllm.log") as server:
-        yield server
+def llm(starting_llm: Future[LlmServer] | None) -> LlmServer:
+    """vLLM serving SmolLM2-135M-Instruct, one for the whole run."""
+    assert starting_llm is not None, "a test that needs the model server is marked `vllm`"
+    return starting_llm.result()
 
 
 @contextmanager
