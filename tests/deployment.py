@@ -123,7 +123,6 @@ class Deployment:
                 input_file_id=file.id,
                 endpoint="/v1/chat/completions",
                 completion_window="24h",
-                metadata=None,
                 now=now,
                 **options,
             )
