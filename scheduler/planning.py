@@ -182,7 +182,8 @@ def waits_in(state: QueryState, tenant_id: str, model: str) -> ColumnElement[boo
 
 def allot(row: QueryRow | Any, query: Query, arm: Arm, llm: LlmRow | Any | None, settings: Settings) -> Plan:
     """The budget of one query: what the request asks for, else the defaults, within the model's context."""
-    samples_max = 1 if arm.strategy == "direct" else row.samples_max or settings.samples_max
+    is_one = arm.strategy == "direct" or query.is_greedy  # a second greedy sample would be the first once more
+    samples_max = 1 if is_one else row.samples_max or settings.samples_max
     asked = [limit for limit in (row.tokens_max, query.params.get("max_tokens")) if limit is not None]
     tokens_max = min(asked) if asked else settings.tokens_max
     if llm is not None:

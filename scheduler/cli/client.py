@@ -82,7 +82,7 @@ def connect(profile: Profile | None = None, *, tenant: str | None = None) -> Ite
     if tenant is not None:
         if not (tenant.isascii() and tenant.isprintable()):
             raise InvalidRequest(
-                f"There is no tenant {tenant!r}: names are letters, digits, dots, dashes, underscores."
+                f"There is no tenant {tenant!r}: names are letters (a-z, A-Z), digits, dots, dashes, underscores."
             )
         headers[TENANT_HEADER] = tenant
     with httpx.Client(
