@@ -1,7 +1,7 @@
 """What we remember: every table, so that one import gives Alembic all of them."""
 
 from models.tables.base import Table
-from models.tables.money import Entry, PriceRow
+from models.tables.money import Audit, Correction, Entry, PriceRow
 from models.tables.serving import LlmRow, PredictorRow
 from models.tables.tenants import ApiKey, Cap, CapPeriod, Tenant
 from models.tables.work import (
@@ -20,9 +20,11 @@ from models.tables.work import (
 __all__ = [
     "ApiKey",
     "Attempt",
+    "Audit",
     "Batch",
     "Cap",
     "CapPeriod",
+    "Correction",
     "Entry",
     "File",
     "FileChunk",
