@@ -1,5 +1,6 @@
 """What we remember: every table, so that one import gives Alembic all of them."""
 
+from models.tables.alerts import Alert, Delivery, WebhookRow
 from models.tables.base import Table
 from models.tables.money import Entry, PriceRow
 from models.tables.serving import LlmRow, PredictorRow
@@ -18,11 +19,13 @@ from models.tables.work import (
 )
 
 __all__ = [
+    "Alert",
     "ApiKey",
     "Attempt",
     "Batch",
     "Cap",
     "CapPeriod",
+    "Delivery",
     "Entry",
     "File",
     "FileChunk",
@@ -36,5 +39,6 @@ __all__ = [
     "Table",
     "Tenant",
     "Wave",
+    "WebhookRow",
     "Worker",
 ]
