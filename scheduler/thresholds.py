@@ -35,7 +35,10 @@ def note_spending(session: Session, cap_period_ids: Iterable[int], now: datetime
 
     The caller has just moved money in them, or their limit, and holds the tenant's lock.
     """
-    unalerted = _periods(set(cap_period_ids)).where(Cap.soft_fraction.is_not(None), CapPeriod.soft_alerted_at.is_(None))
+    ids = set(cap_period_ids)
+    if not ids:
+        return
+    unalerted = _periods(ids).where(Cap.soft_fraction.is_not(None), CapPeriod.soft_alerted_at.is_(None))
     for row in session.execute(unalerted).all():
         if row.spent_nanousd < soft_nanousd(row.soft_fraction, row.limit_nanousd):
             continue
