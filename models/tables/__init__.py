@@ -1,5 +1,6 @@
 """What we remember: every table, so that one import gives Alembic all of them."""
 
+from models.tables.alerts import Alert, Delivery, WebhookRow
 from models.tables.base import Table
 from models.tables.money import Audit, Correction, Entry, PriceRow
 from models.tables.serving import LlmRow, PredictorRow
@@ -18,25 +19,11 @@ from models.tables.work import (
 )
 
 __all__ = [
+    "Alert",
     "ApiKey",
     "Attempt",
     "Audit",
     "Batch",
     "Cap",
     "CapPeriod",
-    "Correction",
-    "Entry",
-    "File",
-    "FileChunk",
-    "Label",
-    "LlmRow",
-    "PlanRow",
-    "PredictorRow",
-    "PriceRow",
-    "QueryRow",
-    "SampleRow",
-    "Table",
-    "Tenant",
-    "Wave",
-    "Worker",
-]
+    "Delivery",
