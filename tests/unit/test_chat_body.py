@@ -8,47 +8,12 @@ from typing import Any
 import msgspec
 import pytest
 
-from scheduler.chat_body import ENDS_HERE, PASSED, REFUSED, ChatBody
+from scheduler.chat_body import ENDS_HERE, PASSED, ChatBody
+from scheduler.chat_refusals import REFUSED
 from scheduler.errors import SchedulerError
 from scheduler.requests import ENDPOINT, Defaults, KnownLlm, Limits, ParsedQuery, Rejection, parse_chat_body, parse_line
 
 LIMITS = Limits(llms={"small": KnownLlm(context_tokens=2048, tokenizer_path=None, is_priced=True)})
-VLLM_AND_OPENAI_FIELDS = [
-    "image_url",
-    "audio",
-    "video_url",
-    "input_audio",
-    "prompt_embeds",
-    "mm_processor_kwargs",
-    "media_io_kwargs",
-    "guided_json",
-    "guided_regex",
-    "guided_choice",
-    "guided_grammar",
-    "structured_outputs",
-    "chat_template",
-    "documents",
-    "extra_body",
-    "vllm_xargs",
-    "cache_salt",
-    "priority",
-    "request_id",
-    "kv_transfer_params",
-    "logits_processors",
-    "best_of",
-    "use_beam_search",
-    "prompt_logprobs",
-    "min_tokens",
-    "ignore_eos",
-    "truncate_prompt_tokens",
-    "echo",
-    "bad_words",
-    "allowed_token_ids",
-    "functions",
-    "function_call",
-    "web_search_options",
-    "session_id",
-]
 
 
 def body_with(**fields: Any) -> dict[str, Any]:
@@ -71,7 +36,7 @@ def refusals(body: dict[str, Any]) -> tuple[tuple[str, str | None], str]:
     return (rejection.code, rejection.param), rejection.message
 
 
-@pytest.mark.parametrize("name", VLLM_AND_OPENAI_FIELDS)
+@pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_would_reach_into_the_model_server_is_refused_by_name(name: str) -> None:
     told, message = refusals(body_with(**{name: "x"}))
 
@@ -205,3 +170,11 @@ def test_every_field_is_passed_on_or_ends_here_and_none_is_also_refused() -> Non
 
     assert known == PASSED | ENDS_HERE
     assert not known & set(REFUSED)
+
+
+def test_what_runs_code_fetches_or_reaches_other_requests_is_among_what_is_refused() -> None:
+    dangerous = {"chat_template", "mm_processor_kwargs", "media_io_kwargs", "prompt_embeds", "vllm_xargs", "cache_salt"}
+    dangerous |= {"guided_regex", "guided_grammar", "structured_outputs", "documents", "extra_body", "priority"}
+    dangerous |= {"image_url", "video_url", "audio_url", "request_id", "kv_transfer_params", "logits_processors"}
+
+    assert dangerous <= set(REFUSED)
