@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.beliefs import Floats
-from scheduler.core.evidence import Bools, Ints
+from scheduler.core.evidence import Ints
 
 NOTHING = -1
 """The arm of a query that is abandoned."""
@@ -97,8 +97,8 @@ def allocate(gains: Floats, costs: Floats, budget: float) -> Allocation:
     left = budget - _total(costs, arms)
     bound = _total(gains, arms) + price * max(0.0, left)
     if taken < len(steps.row):
-        row = int(between[steps.row[taken]])
-        arms[row] = _best_within(gains[row], costs[row], int(arms[row]), left)
+        rows = between if len(gains) <= FEW else between[steps.row[taken : taken + 1]]
+        _use_up(gains, costs, arms, rows, left)
     return Allocation(
         arms=arms,
         price=price,
@@ -246,11 +246,16 @@ def _next_vertex(gains: Floats, costs: Floats, gain: Floats, cost: Floats, last:
     return arm, best
 
 
-def _best_within(gains: Floats, costs: Floats, arm: int, left: float) -> int:
-    """The best arm of one query for what is left: the dearer one it would get next does not fit."""
-    has_gain, has_cost = (0.0, 0.0) if arm == NOTHING else (float(gains[arm]), float(costs[arm]))
-    fits: Bools = (costs - has_cost <= left) & (gains > has_gain)
-    return int(np.where(fits, gains, -np.inf).argmax()) if fits.any() else arm
+def _use_up(gains: Floats, costs: Floats, arms: Ints, rows: Ints, left: float) -> None:
+    """Give the one query that gains most by it a dearer arm that still fits: its next step would not.
+
+    It gains less than the step that did not fit, so a budget that pays for that step is never the worse one.
+    """
+    gain, cost = gains[rows] - _picked(gains, arms)[rows, None], costs[rows] - _picked(costs, arms)[rows, None]
+    fitting = np.where(cost <= left, gain, 0.0)
+    row, arm = np.unravel_index(int(fitting.argmax()), fitting.shape)
+    if fitting[row, arm] > 0:
+        arms[rows[row]] = arm
 
 
 def _picked(values: Floats, arms: Ints) -> Floats:
