@@ -287,8 +287,8 @@ def fault_of(body: ChatBody, where: str) -> BodyFault | None:
         name = "logprobs" if body.logprobs else "top_logprobs"
         return _fault("logprobs_unsupported", f"{where}{name}", "is not taken; answers carry no log-probabilities")
     for path, schema in _schemas(body, where):
-        if (problem := _fault_of_schema(json.dumps(schema))) is not None:
-            return _fault("invalid_schema", path, problem)
+        if (refused := _fault_of_schema(json.dumps(schema))) is not None:
+            return _fault("invalid_schema", path, refused)
     return _fault_of_calls(body.messages, where)
 
 

@@ -147,7 +147,7 @@ def record(
 
 def backoff_s(tries: int) -> float:
     """How long to wait after that many tries."""
-    return min(BACKOFF_MAX_S, BACKOFF_S * BACKOFF_FACTOR ** min(tries - 1, 20))
+    return min(BACKOFF_MAX_S, BACKOFF_S * float(BACKOFF_FACTOR ** min(tries - 1, 20)))
 
 
 async def _post(letter: Letter, target: Target, timeout_s: float) -> int:
