@@ -18,7 +18,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Batch, LlmRow, QueryRow
-from scheduler import alerts, dispatch, recovery
+from scheduler import alerts, dispatch, files, recovery
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.courier import delivering
 from scheduler.database import open_database, reading
@@ -28,6 +28,7 @@ from scheduler.planning import choose_window, draft_plans, fund_window
 from scheduler.prediction import FixedPriors, Predictor
 from scheduler.settings import Settings
 from scheduler.states import QUERY_OPEN, BatchState
+from scheduler.unread import IS_CALLED_OFF_UNREAD
 from scheduler.wiring import Services, make_services
 
 LEADER_KEY = 0x616C6C6F7464  # "allotd"
@@ -63,7 +64,7 @@ class Daemon:
         """Do everything that is due; returns whether there may be more to do at once."""
         steps = [self.take_in, self.plan, self.send, self.finish]
         if self._ticks % SELDOM == 0:
-            steps = [self.take_back, self.call_off, self.resume, self.announce, *steps]
+            steps = [self.take_back, self.call_off, self.resume, self.announce, *steps, self.forget_files]
         self._ticks += 1
         busy = False
         for step in steps:
@@ -73,13 +74,15 @@ class Daemon:
     def take_in(self) -> bool:
         """Read on in uploaded batches, as soon as some worker has said which models there are."""
         with looking(self.services.sessions) as session:
-            waiting = session.scalars(_COMING).all()
-            if not waiting or session.scalar(select(func.count()).select_from(LlmRow)) == 0:
+            waiting = [*session.scalars(_CALLED_OFF), *session.scalars(_COMING)]
+            if not waiting:
                 return False
+            if session.scalar(select(func.count()).select_from(LlmRow)) == 0:
+                waiting = list(session.scalars(_CALLED_OFF))
         for batch_id in waiting:
             with self.services.sessions.begin() as session:
                 advance_intake(session, batch_id, self.services.settings, self.services.clock(), lines=INTAKE_LINES)
-        return True
+        return bool(waiting)
 
     def take_back(self) -> bool:
         """Take attempts from workers that are gone."""
@@ -157,6 +160,14 @@ class Daemon:
             with self.services.sessions.begin() as session:
                 finished |= finalize(session, session.get_one(Batch, batch_id), self.services.clock())
         return finished
+
+    def forget_files(self) -> bool:
+        """Delete files whose time is up."""
+        with looking(self.services.sessions) as session:
+            if not files.expired(session, self.services.clock()):
+                return False
+        with self.services.sessions.begin() as session:
+            return files.delete_expired(session, self.services.clock()) > 0
 
     def _guarded(self, step: Callable[[], bool]) -> bool:
         """A step that fails is logged and tried again in the next tick; the others go on."""
@@ -259,6 +270,7 @@ def _answers(connection: Connection) -> bool:
 
 # Statements of every tick are built once: building one costs more than running it.
 _COMING = select(Batch.id).where(Batch.state == BatchState.VALIDATING).order_by(Batch.created_at)
+_CALLED_OFF = select(Batch.id).where(IS_CALLED_OFF_UNREAD).order_by(Batch.created_at)
 _OPEN_QUERY = select(QueryRow.id).where(QueryRow.batch_id == Batch.id, QueryRow.state.in_(QUERY_OPEN)).limit(1)
 _THROUGH = (
     select(Batch.id)
