@@ -14,7 +14,7 @@ from functools import partial
 
 import structlog
 
-from scheduler import ledger, settlement
+from scheduler import engines, ledger, settlement
 from scheduler.core.strategies import STRATEGIES, Generate, Score
 from scheduler.engine import Engine, Generation, GenerationRequest
 from scheduler.errors import (
@@ -70,6 +70,8 @@ class Drive:
     flags: Flags = field(default_factory=Flags)
     places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """What the engine takes at once; shared by all queries of a worker."""
+    distrust: Callable[[str], None] = field(default=lambda _because: None)
+    """Told, once it is written down, why the engine is to be asked nothing more."""
     _bank: list[KeptSample] = field(default_factory=list)
     _taken: list[KeptSample] = field(default_factory=list)
     _refused: CapReached | None = None
@@ -168,6 +170,8 @@ class Drive:
         except BaseException:
             await asyncio.shield(self._settle(hold.wave_id, Generation(samples=(), usage=Usage()), (), 0.0))
             raise
+        if complaint := generation.complaint or overrun(hold, generation.usage):
+            await self._quarantine(complaint)
         spec = work.query.verifier
         samples = await asyncio.to_thread(_labelled, generation.samples, spec)
         latency_s = asyncio.get_running_loop().time() - begun
@@ -182,6 +186,12 @@ class Drive:
             funded=self.work.funded, wave_id=wave_id, usage=generation.usage, latency_s=latency_s, samples=samples
         )
         return await self.transact.together(ledger.settle_all, settlement, key=self.work.funded.tenant_id)
+
+    async def _quarantine(self, because: str) -> None:
+        """Have the engine asked nothing more. What it made is paid for and kept all the same."""
+        found = engines.Distrust(worker_id=self.work.funded.worker_id, because=because)
+        await asyncio.shield(self.transact.together(engines.quarantine_all, found, key=""))
+        self.distrust(because)
 
     def _request(self, hold: ledger.Reservation) -> GenerationRequest:
         query = self.work.query
@@ -262,6 +272,17 @@ def best_of(query: Query, plan: Plan, kept: Sequence[KeptSample]) -> tuple[Outco
 def rewards(want: Score) -> tuple[float, ...]:
     """The outcome reward of each sample: 1 where the verifier accepted it, else 0."""
     return tuple(1.0 if sample.correct else 0.0 for sample in want.samples)
+
+
+def overrun(hold: ledger.Reservation, usage: Usage) -> str | None:
+    """What to say of an engine that reports more completion tokens than it was allowed to make; None where it obeyed.
+
+    A prompt of more tokens than were held is no such sign: that count was our estimate.
+    """
+    allowed = hold.samples * hold.tokens_max
+    if usage.completion <= allowed:
+        return None
+    return f"It reported {usage.completion} completion tokens where {allowed} were allowed."
 
 
 def wave_seed(params: Mapping[str, object], query_id: int, *, drawn: int) -> int | None:

@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, and_, bindparam, func, insert, select, tru
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, LlmRow, PlanRow, PriceRow, QueryRow, Tenant, Worker
+from scheduler import refusals
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.pricing import Price
 from scheduler.ledger import left_under, live_caps, name_of, price_at
@@ -113,6 +114,7 @@ def draft_plans(
 def fund_window(session: Session, drafts: Sequence[Draft], now: datetime) -> list[int]:
     """Write the plans of those queries that still wait, and park what no cap can pay; returns the new attempts' ids."""
     parked, funded = _split_by_funds(session, drafts, now)
+    refusals.note_unfunded(session, {(d.tenant_id, d.query.model): d.need_nanousd for d in reversed(parked)}, now)
     for draft in parked:
         session.execute(
             update(QueryRow)

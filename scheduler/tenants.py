@@ -172,8 +172,8 @@ def _check_tenant(name: str, timezone: str, weight: float) -> None:
     if not NAME.fullmatch(name) or name.startswith(ID_PREFIX):
         raise InvalidRequest(
             f"The name {name[:80]!r} cannot be a tenant's: use 1 to 64 letters (a to z, A to Z: it stands in "
-            "HTTP headers), digits, dots, dashes and underscores, beginning with a letter or digit, and not with "
-            f"'{ID_PREFIX}'.",
+            "HTTP headers), digits, dots, dashes and underscores, beginning with a letter or digit, "
+            f"and not with '{ID_PREFIX}'.",
             param="name",
         )
     if timezone not in _timezones():

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from scheduler.cli import batch, cap, db, key, price, record, report, serve, tenant, up
+from scheduler.cli import batch, cap, db, key, price, record, report, serve, simulate, tenant, up
 from scheduler.cli.exits import exit_code
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.add_typer(price.app, name="price")
 app.add_typer(batch.app, name="batch")
 app.command()(report.report)
 app.command()(record.record)
+app.command()(simulate.simulate)
 app.add_typer(db.app, name="db")
 
 

@@ -1,0 +1,1 @@
+"""The policies by name: ours, and those of others to compare with."""
