@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Batch, LlmRow, QueryRow
 from scheduler import dispatch, recovery
+from scheduler.audit.schedule import auditing
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.database import open_database, reading
 from scheduler.finalization import finalize
@@ -168,10 +169,12 @@ def run(settings: Settings) -> None:
                 stop.wait(STANDBY_S)
                 continue
             log.info("daemon_leads")
-            daemon = Daemon(services=make_services(settings), celery=dispatch.make_celery(settings.broker_url))
-            while not stop.is_set() and leads():
-                if not daemon.tick():
-                    stop.wait(settings.tick_s)
+            services = make_services(settings)
+            daemon = Daemon(services=services, celery=dispatch.make_celery(settings.broker_url))
+            with auditing(services):
+                while not stop.is_set() and leads():
+                    if not daemon.tick():
+                        stop.wait(settings.tick_s)
     log.info("daemon_stopped")
 
 

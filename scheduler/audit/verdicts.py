@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 from sqlalchemy import delete, func, select
@@ -77,12 +77,11 @@ def record(session: Session, verdict: Verdict) -> None:
         log.error("ledger_unbalanced", discrepancies=verdict.discrepancies, first=first, entries=verdict.entries)
 
 
+def audits(session: Session) -> Sequence[Audit]:
+    """The recorded audits, newest first."""
+    return session.scalars(select(Audit).order_by(Audit.id.desc())).all()
+
+
 def last_audit(session: Session) -> Audit | None:
-    """The newest audit that was recorded."""
+    """The newest of them."""
     return session.scalars(select(Audit).order_by(Audit.id.desc()).limit(1)).first()
-
-
-def is_due(session: Session, every_s: float, now: datetime) -> bool:
-    """Whether the last audit is so long ago that another is due."""
-    last = last_audit(session)
-    return last is None or last.began_at <= now - timedelta(seconds=every_s)
