@@ -18,9 +18,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Batch, LlmRow, QueryRow
-from scheduler import dispatch, recovery
+from scheduler import alerts, dispatch, recovery
 from scheduler.audit.schedule import auditing
 from scheduler.core.fairness import DeficitRoundRobin
+from scheduler.courier import delivering
 from scheduler.database import open_database, reading
 from scheduler.finalization import finalize
 from scheduler.intake import advance_intake
@@ -63,7 +64,7 @@ class Daemon:
         """Do everything that is due; returns whether there may be more to do at once."""
         steps = [self.take_in, self.plan, self.send, self.finish]
         if self._ticks % SELDOM == 0:
-            steps = [self.take_back, self.call_off, self.resume, *steps]
+            steps = [self.take_back, self.call_off, self.resume, self.announce, *steps]
         self._ticks += 1
         busy = False
         for step in steps:
@@ -110,6 +111,18 @@ class Daemon:
                 return False
         with self.services.sessions.begin() as session:
             return recovery.resume_parked(session, self.services.clock(), limit) > 0
+
+    def announce(self) -> bool:
+        """Write new alerts into the log; webhooks have a thread of their own."""
+        with looking(self.services.sessions) as session:
+            news = alerts.unannounced(session)
+        if not news:
+            return False
+        for alert in news:
+            log.warning("alert", kind=alert.kind, subject=alert.subject, alert=alert.id, message=alert.message)
+        with self.services.sessions.begin() as session:
+            alerts.mark_announced(session, [alert.id for alert in news], self.services.clock())
+        return True
 
     def plan(self) -> bool:
         """Plan and fund one window."""
@@ -171,7 +184,7 @@ def run(settings: Settings) -> None:
             log.info("daemon_leads")
             services = make_services(settings)
             daemon = Daemon(services=services, celery=dispatch.make_celery(settings.broker_url))
-            with auditing(services):
+            with delivering(services), auditing(services):
                 while not stop.is_set() and leads():
                     if not daemon.tick():
                         stop.wait(settings.tick_s)

@@ -25,7 +25,7 @@ PAGE = 500
 
 _HAS_ANSWER = or_(
     QueryRow.state == QueryState.ANSWERED,
-    and_(QueryRow.state == QueryState.BUDGET_STOPPED, QueryRow.chosen_sample_id.is_not(None)),
+    and_(QueryRow.state.in_([QueryState.BUDGET_STOPPED, QueryState.EXPIRED]), QueryRow.chosen_sample_id.is_not(None)),
 )
 _REASONS = {
     QueryState.EXPIRED: ("batch_expired", "The batch's completion window ended before this query was answered."),

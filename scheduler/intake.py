@@ -20,7 +20,7 @@ from models.tables import Batch, File, LlmRow, PriceRow, QueryRow, Tenant
 from scheduler.core.pricing import Price
 from scheduler.errors import Conflict, InvalidRequest, TooLarge
 from scheduler.files import OUTPUT_PURPOSE, PURPOSE, find_file, read_chunks
-from scheduler.jsonlines import BYTE_ORDER_MARK, Line, foreign_start, split_lines
+from scheduler.jsonlines import BYTE_ORDER_MARK, Line, foreign_start, salvaged_id, split_lines
 from scheduler.ledger import price_at
 from scheduler.planning import allot, as_query, choose_strategy, estimate_nanousd
 from scheduler.prediction import FixedPriors
@@ -378,7 +378,7 @@ def _insert_lines(session: Session, batch: Batch, lines: Sequence[Line], setting
 def _parse(line: Line, line_bytes_max: int, defaults: Defaults, limits: Limits) -> ParsedQuery | Rejection:
     if line.content is None:
         message = f"Line {line.number} is longer than {line_bytes_max} bytes; shorten it."
-        return Rejection(line=line.number, code="line_too_long", message=message)
+        return Rejection(line=line.number, code="line_too_long", message=message, said=salvaged_id(line.start))
     return parse_line(line.content, line.number, defaults, limits)
 
 

@@ -13,7 +13,8 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from models.tables import Batch, QueryRow, Tenant, Worker
+from models.tables import Alert, Batch, Delivery, QueryRow, Tenant, Worker
+from scheduler.alerts import AlertKind, DeliveryState
 from scheduler.audit import last_audit
 from scheduler.caps import CapStatus, list_caps
 from scheduler.core.pricing import NANOUSD_PER_USD
@@ -71,6 +72,8 @@ class DatabaseCollector(Collector):
                     *_money(session, now),
                     _workers(session, alive_since),
                     *_ledger(session),
+                    _alerts(session),
+                    _deliveries(session),
                 ]
         except SQLAlchemyError as error:
             log.warning("scrape_failed", error=str(error))
@@ -126,11 +129,18 @@ def _caps(caps: list[CapStatus]) -> list[Metric]:
     labels = ("tenant", "period", "model")
     limit = GaugeMetricFamily("allotd_cap_limit_usd", "A tenant's limit per period.", labels=labels)
     left = GaugeMetricFamily("allotd_cap_left_usd", "What a limit leaves in its present period.", labels=labels)
+    phantom = GaugeMetricFamily(
+        "allotd_cap_phantom_block_usd",
+        "What a limit still left when it first refused a query in its present period.",
+        labels=labels,
+    )
     for cap in caps:
         values = (cap.tenant_name, cap.period.value, cap.model or "")
         limit.add_metric(values, cap.limit_nanousd / NANOUSD_PER_USD)
         left.add_metric(values, cap.left_nanousd / NANOUSD_PER_USD)
-    return [limit, left]
+        if cap.phantom_block_nanousd is not None:
+            phantom.add_metric(values, cap.phantom_block_nanousd / NANOUSD_PER_USD)
+    return [limit, left, phantom]
 
 
 def _workers(session: Session, alive_since: datetime) -> Metric:
@@ -166,3 +176,21 @@ def _ledger(session: Session) -> list[Metric]:
             value=audit.began_at.timestamp(),
         ),
     ]
+
+
+def _alerts(session: Session) -> Metric:
+    family = CounterMetricFamily("allotd_alerts", "Alerts raised, ever.", labels=("kind",))
+    found = dict(session.execute(select(Alert.kind, func.count()).group_by(Alert.kind)).all())
+    for kind in AlertKind:
+        family.add_metric((kind.value,), found.get(kind, 0))
+    return family
+
+
+def _deliveries(session: Session) -> Metric:
+    family = GaugeMetricFamily(
+        "allotd_webhook_deliveries", "Alerts on their way to webhooks, and those given up.", labels=("state",)
+    )
+    found = dict(session.execute(select(Delivery.state, func.count()).group_by(Delivery.state)).all())
+    for state in (DeliveryState.PENDING, DeliveryState.DEAD):
+        family.add_metric((state.value,), found.get(state, 0))
+    return family

@@ -1,5 +1,6 @@
 """What we remember: every table, so that one import gives Alembic all of them."""
 
+from models.tables.alerts import Alert, Delivery, WebhookRow
 from models.tables.base import Table
 from models.tables.money import Audit, Correction, Entry, PriceRow
 from models.tables.serving import LlmRow, PredictorRow
@@ -18,6 +19,7 @@ from models.tables.work import (
 )
 
 __all__ = [
+    "Alert",
     "ApiKey",
     "Attempt",
     "Audit",
@@ -25,6 +27,7 @@ __all__ = [
     "Cap",
     "CapPeriod",
     "Correction",
+    "Delivery",
     "Entry",
     "File",
     "FileChunk",
@@ -38,5 +41,6 @@ __all__ = [
     "Table",
     "Tenant",
     "Wave",
+    "WebhookRow",
     "Worker",
 ]

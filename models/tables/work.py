@@ -165,6 +165,9 @@ class Worker(Table):
     heartbeat_at: Mapped[datetime]
     stopped_at: Mapped[datetime | None] = mapped_column(default=None)
     quarantined_because: Mapped[str | None] = mapped_column(default=None)
+    """Why its engine cannot be trusted; it gets no more work until an operator releases it."""
+    engine: Mapped[str | None] = mapped_column(default=None)
+    """The address of the model server it asks; NULL where the engine lives in the worker itself."""
 
 
 class Attempt(Table):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi import APIRouter, Form, Query, Response, UploadFile
 from fastapi.responses import StreamingResponse
 
 from models.tables import File
@@ -107,6 +107,14 @@ def get_content(file_id: str, caller: Reader, services: WithServices, session: R
     """A file's bytes as they are now: an output file ends with the query that finished last."""
     file = files.find_file(session, caller.tenant_id, file_id)
     return StreamingResponse(_chunks(services, file), media_type="application/jsonl")
+
+
+@router.head("/{file_id}/content", responses={200: {"description": "Its length in bytes."}, **documented()})
+def head_content(file_id: str, caller: Reader, session: Reading) -> Response:
+    """How long a file's content is now. Ranges of it cannot be asked for."""
+    file = files.find_file(session, caller.tenant_id, file_id)
+    length = str(files.file_object(session, file)["bytes"])
+    return Response(media_type="application/jsonl", headers={"content-length": length, "accept-ranges": "none"})
 
 
 def _chunks(services: Services, file: File) -> Iterator[bytes]:

@@ -11,6 +11,7 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Audit, Entry
+from scheduler.alerts import AlertKind, raise_alert
 from scheduler.audit.discrepancies import Check, Discrepancy, compared
 from scheduler.database import snapshot
 
@@ -73,8 +74,10 @@ def record(session: Session, verdict: Verdict) -> None:
     session.execute(delete(Audit).where(Audit.id <= oldest).execution_options(synchronize_session=False))
     if verdict.is_balanced:
         log.info("ledger_balanced", entries=verdict.entries, seconds=seconds)
-    else:
-        log.error("ledger_unbalanced", discrepancies=verdict.discrepancies, first=first, entries=verdict.entries)
+        return
+    log.error("ledger_unbalanced", discrepancies=verdict.discrepancies, first=first, entries=verdict.entries)
+    message = f"The books do not balance: {verdict.discrepancies} figures do not add up, the first: {first}."
+    raise_alert(session, AlertKind.LEDGER_UNBALANCED, "ledger", message=message, now=verdict.finished_at)
 
 
 def audits(session: Session) -> Sequence[Audit]:

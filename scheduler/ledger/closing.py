@@ -20,6 +20,7 @@ from scheduler.ledger.purses import lock_tenant, move, must_change
 from scheduler.ledger.samples import LOST, reconciled, write_samples
 from scheduler.ledger.terms import Settlement
 from scheduler.states import WaveState
+from scheduler.thresholds import note_spending
 from scheduler.types import Sample, Usage
 
 
@@ -111,7 +112,9 @@ def _close(session: Session, closings: Sequence[Closing], state: WaveState, now:
         return
     moves = [(wave, wave.held_nanousd, price.cost_nanousd(usage)) for wave, usage, price, _, _ in closings]
     move(session, purses.MOVE_TENANT, ((wave.tenant_id, held, cost) for wave, held, cost in moves))
-    move(session, purses.MOVE_CAP, cap_moves(session, moves))
+    of_caps, watched = cap_moves(session, moves)
+    move(session, purses.MOVE_CAP, of_caps)
+    note_spending(session, watched, now)
     move(session, purses.MOVE_BATCH, ((wave.batch_id, held, cost) for wave, held, cost in moves))
     counts = [_token_counts(usage) for _, usage, _, _, _ in closings]
     queries = [

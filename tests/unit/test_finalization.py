@@ -155,6 +155,16 @@ def test_a_budget_stop_with_an_answer_is_output_and_without_one_an_error(session
     assert error["error"]["message"].endswith(": batch.")
 
 
+def test_an_expired_query_that_had_paid_for_an_answer_is_output(session: Session, batch: Batch) -> None:
+    late = answer(session, batch, "21", state=QueryState.EXPIRED)
+
+    [line] = output(session, batch)
+
+    assert line["custom_id"] == late.custom_id
+    assert line["response"]["body"]["allotd"]["outcome"] == "expired"
+    assert errors(session, batch) == []
+
+
 @pytest.mark.parametrize(
     ("state", "code"),
     [

@@ -96,6 +96,30 @@ def test_an_amount_that_cannot_be_a_cap_is_refused(api: TestClient, tenant: dict
     assert reply.status_code == 400
 
 
+def test_a_cap_of_nothing_names_the_way_to_stop_a_tenant(api: TestClient, tenant: dict[str, Any]) -> None:
+    reply = api.post("/v1/caps", json={"tenant": "acme", "limit_usd": "0.00", "period": "day"}, headers=ADMIN)
+
+    assert reply.status_code == 400
+    assert "`allotd tenant disable acme`" in reply.json()["error"]["message"]
+
+
+def test_a_tenants_name_of_other_letters_is_refused_with_those_there_are(api: TestClient) -> None:
+    reply = api.post("/v1/tenants", json={"name": "Zürich"}, headers=ADMIN)
+
+    assert reply.status_code == 400
+    assert "letters (a to z, A to Z" in reply.json()["error"]["message"]
+
+
+def test_the_head_of_a_files_content_is_its_length(api: TestClient, auth: dict[str, str]) -> None:
+    file = api.post("/v1/files", files={"file": ("a", b'{"a": 1}')}, data={"purpose": "batch"}, headers=auth).json()
+
+    head = api.head(f"/v1/files/{file['id']}/content", headers=auth)
+    none = api.head("/v1/files/file-none/content", headers=auth)
+
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, "8", b"")
+    assert none.status_code == 404
+
+
 def test_a_cap_on_a_model_without_a_price_is_refused(api: TestClient, tenant: dict[str, Any]) -> None:
     body = {"tenant": "acme", "limit_usd": "1", "period": "day", "model": "unpriced"}
 
