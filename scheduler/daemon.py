@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Batch, LlmRow, QueryRow
 from scheduler import alerts, dispatch, files, recovery
+from scheduler.audit.schedule import auditing
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.courier import delivering
 from scheduler.database import open_database, reading
@@ -194,7 +195,7 @@ def run(settings: Settings) -> None:
             log.info("daemon_leads")
             services = make_services(settings)
             daemon = Daemon(services=services, celery=dispatch.make_celery(settings.broker_url))
-            with delivering(services):
+            with delivering(services), auditing(services):
                 while not stop.is_set() and leads():
                     if not daemon.tick():
                         stop.wait(settings.tick_s)

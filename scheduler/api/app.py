@@ -19,6 +19,7 @@ from scheduler.api import (
     errors,
     feedback,
     files,
+    ledger,
     llms,
     prices,
     probes,
@@ -31,7 +32,7 @@ from scheduler.api.waiting import Endings
 from scheduler.metrics import Metrics
 from scheduler.wiring import Services
 
-ROUTERS = (files, batches, chat, llms, tenants, caps, prices, spend, feedback, probes)
+ROUTERS = (files, batches, chat, llms, tenants, caps, prices, ledger, spend, feedback, probes)
 UNMATCHED = "unmatched"
 
 SECURITY_HEADERS = (
