@@ -13,9 +13,11 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scheduler.api import (
+    alerts,
     batches,
     caps,
     chat,
+    engines,
     errors,
     feedback,
     files,
@@ -25,6 +27,7 @@ from scheduler.api import (
     probes,
     spend,
     tenants,
+    webhooks,
 )
 from scheduler.api.bodies import BodyLimit
 from scheduler.api.security import Authentication
@@ -32,7 +35,22 @@ from scheduler.api.waiting import Endings
 from scheduler.metrics import Metrics
 from scheduler.wiring import Services
 
-ROUTERS = (files, batches, chat, llms, tenants, caps, prices, ledger, spend, feedback, probes)
+ROUTERS = (
+    files,
+    batches,
+    chat,
+    llms,
+    tenants,
+    caps,
+    prices,
+    ledger,
+    spend,
+    feedback,
+    engines,
+    alerts,
+    webhooks,
+    probes,
+)
 UNMATCHED = "unmatched"
 
 SECURITY_HEADERS = (
