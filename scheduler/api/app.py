@@ -30,6 +30,7 @@ from scheduler.api import (
     webhooks,
 )
 from scheduler.api.bodies import BodyLimit
+from scheduler.api.rates import RequestRates
 from scheduler.api.security import Authentication
 from scheduler.api.waiting import Endings
 from scheduler.metrics import Metrics
@@ -80,7 +81,7 @@ def create_app(services: Services) -> FastAPI:
     errors.register(app)
     for module in ROUTERS:
         app.include_router(module.router)
-    app.add_middleware(Authentication, services=services)
+    app.add_middleware(Authentication, services=services, rates=RequestRates(services.settings.broker_url))
     app.add_middleware(BodyLimit, settings=services.settings)
     app.add_middleware(Outermost, metrics=metrics)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]
