@@ -165,6 +165,8 @@ class Worker(Table):
     heartbeat_at: Mapped[datetime]
     stopped_at: Mapped[datetime | None] = mapped_column(default=None)
     quarantined_because: Mapped[str | None] = mapped_column(default=None)
+    presence: Mapped[str | None] = mapped_column(default=None)
+    """The lock that it holds while it lives, "file" or "advisory"; NULL where only its heartbeat tells."""
 
 
 class Attempt(Table):
