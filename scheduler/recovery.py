@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, PlanRow, QueryRow, Wave, Worker
-from scheduler import ledger
+from scheduler import dispatch, ledger
 from scheduler.core.strategies import STRATEGIES, Generate, Score
 from scheduler.execution import rewards
 from scheduler.planning import WANTED_FIRST, as_query, tightest_cap, waiting_groups, waits_in
@@ -32,8 +32,7 @@ def bury(session: Session, worker_ids: Sequence[str], now: datetime) -> None:
     session.execute(
         update(Worker).where(Worker.id.in_(worker_ids), Worker.stopped_at.is_(None)).values(stopped_at=now, capacity=0)
     )
-    # Nobody knows which messages the dead had taken. One that is delivered twice finds its attempts claimed.
-    session.execute(update(Attempt).where(Attempt.state == AttemptState.DISPATCHED).values(dispatched_at=None))
+    dispatch.send_again(session)  # nobody knows which messages the dead had taken
 
 
 def lost_attempts(session: Session, settings: Settings, now: datetime, *, is_patient: bool = False) -> Sequence[int]:
