@@ -17,8 +17,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from models.tables import Batch, File, LlmRow, PriceRow, QueryRow, Tenant
+from scheduler.admission import check_queue, hold_queue
 from scheduler.core.pricing import Price
-from scheduler.errors import Conflict, InvalidRequest, TooLarge
+from scheduler.errors import Conflict, InvalidRequest, QueueFull, TooLarge
 from scheduler.files import OUTPUT_PURPOSE, PURPOSE, find_file, read_chunks
 from scheduler.finalization import start_file_clock
 from scheduler.jsonlines import BYTE_ORDER_MARK, Line, foreign_start, salvaged_id, split_lines
@@ -84,7 +85,8 @@ def create_batch(
     """Open a batch on an uploaded file; its lines are read later, by `advance_intake`.
 
     The same idempotency key returns the same batch. Raises InvalidRequest, NotFound for a file that is not this
-    tenant's, or Conflict where the key came with another request before.
+    tenant's, Conflict where the key came with another request before, or QueueFull where no more of its queries may
+    wait.
     """
     if endpoint != ENDPOINT:
         raise InvalidRequest(f"The endpoint {endpoint[:64]!r} is not supported; use '{ENDPOINT}'.", param="endpoint")
@@ -104,6 +106,7 @@ def create_batch(
         _check_idempotency_key(idempotency_key)
         if (known := _same_request(session, tenant_id, idempotency_key, wanted)) is not None:
             return known
+    check_queue(session, tenant_id, session.scalar(select(Tenant.queued_max).where(Tenant.id == tenant_id)))
     file = find_file(session, tenant_id, input_file_id)
     if file.purpose != PURPOSE:
         raise InvalidRequest(f"File {file.id} has purpose '{file.purpose}'; upload one with purpose '{PURPOSE}'.")
@@ -126,8 +129,9 @@ def create_interactive(
     now: datetime,
     samples_limit: int = SAMPLES_MAX,
 ) -> int:
-    """Queue one query of a client that waits; returns its id. Raises what `parse_chat_body` raises."""
+    """Queue one query of a client that waits; returns its id. Raises what `parse_chat_body` raises, or QueueFull."""
     query = parse_chat_body(body, known_limits(session, now, samples_limit))
+    check_queue(session, tenant_id, hold_queue(session, tenant_id))
     batch = Batch(
         id=_new_batch_id(),
         tenant_id=tenant_id,
@@ -157,6 +161,7 @@ def advance_intake(session: Session, batch_id: str, settings: Settings, now: dat
     batch = session.get(Batch, batch_id, populate_existing=True)
     if batch is None or batch.input_file_id is None or not _is_being_read(session, batch):
         return True
+    queued_max = hold_queue(session, batch.tenant_id)
     chunks = read_chunks(session, batch.input_file_id, batch.bytes_read)
     if batch.bytes_read == 0:
         first = next(chunks, b"")
@@ -171,6 +176,11 @@ def advance_intake(session: Session, batch_id: str, settings: Settings, now: dat
     if last.number > settings.lines_max and _count(session, batch) > settings.lines_max:
         message = f"The file has more than {settings.lines_max} lines; split it into several batches."
         return _refuse_file(session, batch, [_file_error("too_many_lines", message)], now)
+    try:
+        check_queue(session, batch.tenant_id, queued_max, coming=0)
+    except QueueFull as full:
+        # All or nothing, as for OpenAI's own limit: half a batch would have to be found out and sent again.
+        return _refuse_file(session, batch, [_file_error(full.code, _too_many(full, batch))], now)
     return _end_of_file(session, batch, now) if is_end else False
 
 
@@ -531,6 +541,13 @@ def _reasons(session: Session, batch: Batch) -> list[dict[str, Any]]:
         more = f"{total - REASONS_MAX} more lines have errors; the error file {batch.error_file_id} lists all of them."
         listed.append(_file_error("more_errors", more))
     return listed
+
+
+def _too_many(full: QueueFull, batch: Batch) -> str:
+    return (
+        f"With the lines of {batch.id} more than {full.attributes['queued_max']} of your queries would wait, which is "
+        "the most that may; send it again when others have ended, in smaller batches, or ask for more."
+    )
 
 
 def _file_error(code: str, message: str) -> dict[str, Any]:

@@ -13,12 +13,13 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from models.tables import Alert, Batch, Delivery, QueryRow, Tenant, Worker
-from scheduler.alerts import AlertKind, DeliveryState
+from models.tables import Alert, Batch, Delivery, QueryRow, Tenant, WebhookRow, Worker
+from scheduler.audit import last_audit
 from scheduler.caps import CapStatus, list_caps
 from scheduler.core.pricing import NANOUSD_PER_USD
 from scheduler.database import reading
-from scheduler.states import BATCH_FINAL, QUERY_OPEN, BatchState
+from scheduler.states import BATCH_FINAL, QUERY_OPEN, BatchState, DeliveryState
+from scheduler.types import AlertKind
 from scheduler.wiring import Services
 
 TENANTS_SHOWN = 200
@@ -70,6 +71,7 @@ class DatabaseCollector(Collector):
                     _open_batches(session),
                     *_money(session, now),
                     _workers(session, alive_since),
+                    *_ledger(session),
                     _alerts(session),
                     _deliveries(session),
                 ]
@@ -154,6 +156,28 @@ def _workers(session: Session, alive_since: datetime) -> Metric:
     return family
 
 
+def _ledger(session: Session) -> list[Metric]:
+    """What the newest audit found; nothing before there was one."""
+    audit = last_audit(session)
+    if audit is None:
+        return []
+    return [
+        GaugeMetricFamily(
+            "allotd_ledger_balanced",
+            "1 where every balance and every entry added up at the last audit, else 0.",
+            value=float(audit.discrepancies == 0),
+        ),
+        GaugeMetricFamily(
+            "allotd_ledger_discrepancies", "Figures that did not add up at the last audit.", value=audit.discrepancies
+        ),
+        GaugeMetricFamily(
+            "allotd_ledger_verified_timestamp_seconds",
+            "The instant of the ledger that the last audit looked at.",
+            value=audit.began_at.timestamp(),
+        ),
+    ]
+
+
 def _alerts(session: Session) -> Metric:
     family = CounterMetricFamily("allotd_alerts", "Alerts raised, ever.", labels=("kind",))
     found = dict(session.execute(select(Alert.kind, func.count()).group_by(Alert.kind)).all())
@@ -166,7 +190,14 @@ def _deliveries(session: Session) -> Metric:
     family = GaugeMetricFamily(
         "allotd_webhook_deliveries", "Alerts on their way to webhooks, and those given up.", labels=("state",)
     )
-    found = dict(session.execute(select(Delivery.state, func.count()).group_by(Delivery.state)).all())
+    found = dict(
+        session.execute(
+            select(Delivery.state, func.count())
+            .join(WebhookRow, WebhookRow.id == Delivery.webhook_id)
+            .where(Delivery.state != DeliveryState.DELIVERED, WebhookRow.removed_at.is_(None))
+            .group_by(Delivery.state)
+        ).all()
+    )
     for state in (DeliveryState.PENDING, DeliveryState.DEAD):
         family.add_metric((state.value,), found.get(state, 0))
     return family

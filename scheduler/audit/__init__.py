@@ -12,11 +12,11 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from scheduler.audit import balances, entries, verdicts, waves
 from scheduler.audit.discrepancies import Discrepancy, compared
-from scheduler.audit.verdicts import Verdict, is_due, last_audit, record
+from scheduler.audit.verdicts import Verdict, audits, last_audit, record
 
 CHECKS = (*balances.CHECKS, *waves.CHECKS, *entries.CHECKS)
 
-__all__ = ["CHECKS", "Discrepancy", "Verdict", "discrepancies", "is_due", "last_audit", "record", "verify"]
+__all__ = ["CHECKS", "Discrepancy", "Verdict", "audits", "discrepancies", "last_audit", "record", "verify"]
 
 
 def discrepancies(session: Session) -> Iterator[Discrepancy]:

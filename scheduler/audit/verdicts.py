@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
 import structlog
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Audit, Entry
+from scheduler.alerts import raise_alert
 from scheduler.audit.discrepancies import Check, Discrepancy, compared
 from scheduler.database import snapshot
+from scheduler.types import AlertKind
 
 SHOWN = 20
 """Discrepancies told in full: the first already says that something is wrong, and a few show the pattern."""
@@ -73,16 +75,17 @@ def record(session: Session, verdict: Verdict) -> None:
     session.execute(delete(Audit).where(Audit.id <= oldest).execution_options(synchronize_session=False))
     if verdict.is_balanced:
         log.info("ledger_balanced", entries=verdict.entries, seconds=seconds)
-    else:
-        log.error("ledger_unbalanced", discrepancies=verdict.discrepancies, first=first, entries=verdict.entries)
+        return
+    log.error("ledger_unbalanced", discrepancies=verdict.discrepancies, first=first, entries=verdict.entries)
+    message = f"The books do not balance: {verdict.discrepancies} figures do not add up, the first: {first}."
+    raise_alert(session, AlertKind.LEDGER_UNBALANCED, "ledger", message=message, now=verdict.finished_at)
+
+
+def audits(session: Session) -> Sequence[Audit]:
+    """The recorded audits, newest first."""
+    return session.scalars(select(Audit).order_by(Audit.id.desc())).all()
 
 
 def last_audit(session: Session) -> Audit | None:
-    """The newest audit that was recorded."""
+    """The newest of them."""
     return session.scalars(select(Audit).order_by(Audit.id.desc()).limit(1)).first()
-
-
-def is_due(session: Session, every_s: float, now: datetime) -> bool:
-    """Whether the last audit is so long ago that another is due."""
-    last = last_audit(session)
-    return last is None or last.began_at <= now - timedelta(seconds=every_s)
