@@ -138,7 +138,7 @@ class Runtime:
             work=work,
             engine=self._engine,
             transact=self._transact,
-            report=self._usage.__setitem__,
+            report=self._report,
             flags=flags,
             places=self._places,
             distrust=self._distrust,
@@ -146,6 +146,9 @@ class Runtime:
         task = self._loop.create_task(self._run(drive))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _report(self, wave_id: int, usage: Usage) -> None:
+        self._usage[wave_id] = usage  # of the dict of the moment: each heartbeat takes one away
 
     async def _run(self, drive: Drive) -> None:
         attempt_id = drive.work.funded.attempt_id
