@@ -19,8 +19,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Batch, LlmRow, QueryRow
-from scheduler import dispatch, presence, recovery
+from scheduler import alerts, dispatch, files, presence, recovery
+from scheduler.audit.schedule import auditing
 from scheduler.core.fairness import DeficitRoundRobin
+from scheduler.courier import delivering
 from scheduler.database import open_database, reading
 from scheduler.finalization import finalize
 from scheduler.intake import advance_intake
@@ -29,6 +31,7 @@ from scheduler.planning import choose_window, draft_plans, fund_window
 from scheduler.prediction import FixedPriors, Predictor
 from scheduler.settings import Settings
 from scheduler.states import QUERY_OPEN, BatchState
+from scheduler.unread import IS_CALLED_OFF_UNREAD
 from scheduler.wiring import Services, make_services
 
 LEADER_KEY = 0x616C6C6F7464  # "allotd"
@@ -70,7 +73,7 @@ class Daemon:
         """Do everything that is due; returns whether there may be more to do at once."""
         steps = [self.take_in, self.plan, self.send, self.finish]
         if self._ticks % SELDOM == 0:
-            steps = [self.bury, self.take_back, self.call_off, self.resume, *steps]
+            steps = [self.bury, self.take_back, self.call_off, self.resume, self.announce, *steps, self.forget_files]
         self._ticks += 1
         busy = False
         for step in steps:
@@ -80,13 +83,15 @@ class Daemon:
     def take_in(self) -> bool:
         """Read on in uploaded batches, as soon as some worker has said which models there are."""
         with looking(self.services.sessions) as session:
-            waiting = session.scalars(_COMING).all()
-            if not waiting or session.scalar(select(func.count()).select_from(LlmRow)) == 0:
+            waiting = [*session.scalars(_CALLED_OFF), *session.scalars(_COMING)]
+            if not waiting:
                 return False
+            if session.scalar(select(func.count()).select_from(LlmRow)) == 0:
+                waiting = list(session.scalars(_CALLED_OFF))
         for batch_id in waiting:
             with self.services.sessions.begin() as session:
                 advance_intake(session, batch_id, self.services.settings, self.services.clock(), lines=INTAKE_LINES)
-        return True
+        return bool(waiting)
 
     def bury(self) -> bool:
         """Count out the workers whose process is gone."""
@@ -132,6 +137,18 @@ class Daemon:
         with self.services.sessions.begin() as session:
             return recovery.resume_parked(session, self.services.clock(), limit) > 0
 
+    def announce(self) -> bool:
+        """Write new alerts into the log; webhooks have a thread of their own."""
+        with looking(self.services.sessions) as session:
+            news = alerts.unannounced(session)
+        if not news:
+            return False
+        for alert in news:
+            log.warning("alert", kind=alert.kind, subject=alert.subject, alert=alert.id, message=alert.message)
+        with self.services.sessions.begin() as session:
+            alerts.mark_announced(session, [alert.id for alert in news], self.services.clock())
+        return True
+
     def plan(self) -> bool:
         """Plan and fund one window."""
         settings, now = self.services.settings, self.services.clock()
@@ -167,6 +184,14 @@ class Daemon:
                 finished |= finalize(session, session.get_one(Batch, batch_id), self.services.clock())
         return finished
 
+    def forget_files(self) -> bool:
+        """Delete files whose time is up."""
+        with looking(self.services.sessions) as session:
+            if not files.expired(session, self.services.clock()):
+                return False
+        with self.services.sessions.begin() as session:
+            return files.delete_expired(session, self.services.clock()) > 0
+
     def _guarded(self, step: Callable[[], bool]) -> bool:
         """A step that fails is logged and tried again in the next tick; the others go on."""
         try:
@@ -198,10 +223,12 @@ def run(settings: Settings) -> None:
                 stop.wait(STANDBY_S)
                 continue
             log.info("daemon_leads")
-            daemon = Daemon(services=make_services(settings), celery=dispatch.make_celery(settings.broker_url))
-            while not stop.is_set() and leads():
-                if not daemon.tick():
-                    stop.wait(settings.tick_s)
+            services = make_services(settings)
+            daemon = Daemon(services=services, celery=dispatch.make_celery(settings.broker_url))
+            with delivering(services), auditing(services):
+                while not stop.is_set() and leads():
+                    if not daemon.tick():
+                        stop.wait(settings.tick_s)
     log.info("daemon_stopped")
 
 
@@ -274,6 +301,7 @@ def _answers(connection: Connection) -> bool:
 
 # Statements of every tick are built once: building one costs more than running it.
 _COMING = select(Batch.id).where(Batch.state == BatchState.VALIDATING).order_by(Batch.created_at)
+_CALLED_OFF = select(Batch.id).where(IS_CALLED_OFF_UNREAD).order_by(Batch.created_at)
 _OPEN_QUERY = select(QueryRow.id).where(QueryRow.batch_id == Batch.id, QueryRow.state.in_(QUERY_OPEN)).limit(1)
 _THROUGH = (
     select(Batch.id)

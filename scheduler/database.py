@@ -46,6 +46,17 @@ def reading(factory: sessionmaker[Session]) -> Iterator[Session]:
         yield session
 
 
+@contextmanager
+def snapshot(factory: sessionmaker[Session]) -> Iterator[Session]:
+    """A session that only reads, and all of whose statements see the database as it was at the first."""
+    with factory() as session:
+        options: dict[str, Any] = {"read_only": True}
+        if session.get_bind().dialect.name == "postgresql":
+            options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+        session.connection(execution_options=options)
+        yield session
+
+
 def beside(url: URL, suffix: str) -> Path | None:
     """A path next to a SQLite database's file; None where it is in memory."""
     name = url.database

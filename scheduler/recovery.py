@@ -13,11 +13,10 @@ from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, PlanRow, QueryRow, Wave, Worker
 from scheduler import dispatch, ledger
-from scheduler.core.strategies import STRATEGIES, Generate, Score
-from scheduler.execution import rewards
+from scheduler.execution import best_of
 from scheduler.planning import WANTED_FIRST, as_query, tightest_cap, waiting_groups, waits_in
 from scheduler.settings import Settings
-from scheduler.settlement import KeptSample, as_plan, kept_samples
+from scheduler.settlement import EXPIRED_BEST, KeptSample, as_plan, kept_samples
 from scheduler.states import AttemptState, BatchState, QueryState, WaveState
 from scheduler.types import Outcome
 
@@ -70,10 +69,11 @@ def take_back(session: Session, attempt_ids: Sequence[int], settings: Settings, 
 def call_off(session: Session, batch: Batch, state: QueryState, now: datetime) -> None:
     """End every query of a batch that no worker is running, as `cancelled` or `expired`.
 
-    One that was parked with samples already paid for ends as `budget_stopped`, with the best answer they hold.
+    On expiry, samples already paid for are not thrown away: a query that has some ends with the best answer they hold,
+    as `budget_stopped` where it waited for money.
     """
     if state is QueryState.EXPIRED:
-        _answer_parked(session, batch, now)
+        _answer_from_kept(session, batch, now)
     waiting = [QueryState.QUEUED, QueryState.PARKED, QueryState.PLANNED]
     session.execute(
         update(QueryRow)
@@ -180,21 +180,21 @@ def _take_back_one(session: Session, attempt_id: int, query_id: int, settings: S
     return 1
 
 
-def _answer_parked(session: Session, batch: Batch, now: datetime) -> None:
+def _answer_from_kept(session: Session, batch: Batch, now: datetime) -> None:
+    waiting = [QueryState.QUEUED, QueryState.PARKED, QueryState.PLANNED]
     rows = session.scalars(
-        select(QueryRow).where(
-            QueryRow.batch_id == batch.id, QueryRow.state == QueryState.PARKED, QueryRow.samples_drawn > 0
-        )
+        select(QueryRow).where(QueryRow.batch_id == batch.id, QueryRow.state.in_(waiting), QueryRow.samples_drawn > 0)
     ).all()
     kept = kept_samples(session, [row.id for row in rows])
     for row in rows:
         outcome, row_id = best_of_kept(session, row, kept.get(row.id, ()))
         if outcome.chosen is None:
             continue
-        row.state = QueryState.BUDGET_STOPPED
+        is_parked = row.state == QueryState.PARKED
+        row.because = f"{row.parked_because} limit reached" if is_parked else EXPIRED_BEST
+        row.state = QueryState.BUDGET_STOPPED if is_parked else QueryState.EXPIRED
         row.finished_at = now
         row.chosen_sample_id = row_id
-        row.because = f"{row.parked_because} limit reached"
         row.confidence = outcome.confidence
         row.correct = outcome.chosen.correct
     session.flush()
@@ -205,19 +205,4 @@ def best_of_kept(session: Session, row: QueryRow, kept: tuple[KeptSample, ...]) 
     plan_row = session.scalars(
         select(PlanRow).where(PlanRow.query_id == row.id).order_by(PlanRow.id.desc()).limit(1)
     ).one()
-    plan = as_plan(plan_row)
-    steps = STRATEGIES[plan.arm.strategy](as_query(row, None), plan)
-    bank = list(kept)
-    try:
-        want = next(steps)
-        while True:
-            if isinstance(want, Generate):
-                taken, bank = bank[: want.n], bank[want.n :]
-                want = steps.send(tuple(k.sample for k in taken))
-            else:
-                assert isinstance(want, Score)
-                want = steps.send(rewards(want))
-    except StopIteration as end:
-        outcome: Outcome = end.value
-        row_id = next((k.row_id for k in kept if k.sample is outcome.chosen), None)
-        return outcome, row_id
+    return best_of(as_query(row, None), as_plan(plan_row), kept)

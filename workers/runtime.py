@@ -22,6 +22,7 @@ from sqlalchemy.orm import Session
 from models.tables import Attempt, Batch, LlmRow, QueryRow, Wave, Worker
 from scheduler import recovery, settlement
 from scheduler.engine import Engine
+from scheduler.engines import engine_of
 from scheduler.errors import EngineError
 from scheduler.execution import Drive, Flags
 from scheduler.outages import in_words
@@ -59,6 +60,9 @@ class Runtime:
         self._admitting = threading.Lock()
         self._draining = threading.Event()
         self._engine_seen = threading.Event()
+        self._trusted = threading.Event()
+        self._trusted.set()
+        self._distrusted_at = float("-inf")
         self._abandoned_before: frozenset[int] = frozenset()
         self._flags: dict[int, Flags] = {}
         self._usage: dict[int, Usage] = {}
@@ -84,6 +88,10 @@ class Runtime:
         if not self._engine_seen.wait(self._settings.redispatch_s) or self._draining.is_set():
             return  # nobody claimed them: the daemon sends them again
         with self._admitting:
+            # Waiting keeps the next messages in the queue, for workers whose engine is trusted.
+            while not self._trusted.wait(timeout=0.2):
+                if self._draining.is_set():
+                    return
             for _ in attempt_ids:
                 while not self._room.acquire(timeout=0.2):
                     if self._draining.is_set():
@@ -124,7 +132,7 @@ class Runtime:
         return self._call(self._pulse.alone(claim))
 
     def _launch(self, work: Work) -> None:
-        flags = Flags(stopping=self._draining.is_set())
+        flags = Flags(stopping=self._draining.is_set() or not self._trusted.is_set())
         self._flags[work.funded.attempt_id] = flags
         drive = Drive(
             work=work,
@@ -133,6 +141,7 @@ class Runtime:
             report=self._report,
             flags=flags,
             places=self._places,
+            distrust=self._distrust,
         )
         task = self._loop.create_task(self._run(drive))
         self._tasks.add(task)
@@ -161,8 +170,21 @@ class Runtime:
 
     def _abort_waves(self) -> None:
         for flags in self._flags.values():
-            flags.stopping = True
-            flags.abort.set()
+            if flags.stopping:
+                flags.abort.set()
+
+    def _distrust(self, because: str) -> None:
+        """Ask this engine nothing more: let running waves finish for a moment, and give every query back."""
+        self._distrusted_at = self._loop.time()
+        if self._trusted.is_set():
+            log.error("engine_quarantined", worker=self.worker_id, because=because)
+            self._trusted.clear()
+            self._stop_waves()
+
+    def _trust(self) -> None:
+        if not self._trusted.is_set():
+            log.info("engine_released", worker=self.worker_id)
+            self._trusted.set()
 
     async def _finish(self) -> None:
         self._stop_waves()
@@ -215,13 +237,19 @@ class Runtime:
         beat = partial(
             _write_heartbeat,
             worker_id=self.worker_id,
+            engine=engine_of(self._settings),
             presence=self._presence.kind,
             capacity=capacity,
             usage=usage,
             now=now,
         )
         driven = dict(self._flags)  # as it was before the question: what is claimed meanwhile is not in the answer
-        standing = await self._pulse.alone(beat)
+        asked_at = asyncio.get_running_loop().time()
+        standing, quarantined_because = await self._pulse.alone(beat)
+        if quarantined_because is not None:
+            self._distrust(quarantined_because)
+        elif asked_at > self._distrusted_at:
+            self._trust()
         for attempt_id, flags in driven.items():
             state = standing.get(attempt_id)
             if state is None or state == "called off":
@@ -263,12 +291,19 @@ def _remember_llms(session: Session, llms: Sequence[Llm], now: datetime) -> None
 
 
 def _write_heartbeat(
-    session: Session, worker_id: str, presence: str | None, capacity: int, usage: dict[int, Usage], now: datetime
-) -> dict[int, str]:
-    """Beat, report, and return how this worker's attempts stand: their state, or "called off"."""
+    session: Session,
+    worker_id: str,
+    engine: str | None,
+    presence: str | None,
+    capacity: int,
+    usage: dict[int, Usage],
+    now: datetime,
+) -> tuple[dict[int, str], str | None]:
+    """Beat and report; returns how this worker's attempts stand (their state, or "called off"), and why it is
+    quarantined, if it is."""
     worker = session.get(Worker, worker_id)
     if worker is None:
-        worker = Worker(id=worker_id, started_at=now)
+        worker = Worker(id=worker_id, engine=engine, started_at=now)
         session.add(worker)
     worker.capacity, worker.heartbeat_at, worker.presence = capacity, now, presence
     worker.stopped_at = None  # where it was taken for dead
@@ -293,7 +328,8 @@ def _write_heartbeat(
         .join(Batch, Batch.id == QueryRow.batch_id)
         .where(Attempt.worker_id == worker_id, Attempt.state == AttemptState.RUNNING)
     )
-    return {row.id: "running" if row.state == BatchState.IN_PROGRESS else "called off" for row in rows}
+    standing = {row.id: "running" if row.state == BatchState.IN_PROGRESS else "called off" for row in rows}
+    return standing, worker.quarantined_because
 
 
 def _say_goodbye(session: Session, worker_id: str, now: datetime) -> None:
