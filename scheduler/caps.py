@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 from models.tables import Cap, CapPeriod, Entry, PriceRow, Tenant
 from scheduler.core.periods import Period, period_bounds
 from scheduler.errors import InvalidRequest, ModelUnpriced, NotFound
-from scheduler.ledger import live_caps, lock_tenant, price_at
+from scheduler.ledger import current_period, live_caps, lock_tenant, price_at
+from scheduler.thresholds import note_spending
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,7 +31,13 @@ class CapStatus:
     spent_nanousd: int
     held_nanousd: int
     turns_at: datetime | None
+    timezone: str
     soft: float | None
+    soft_alerted_at: datetime | None
+    first_refused_at: datetime | None
+    phantom_block_nanousd: int | None
+    """What was neither spent nor held when a query was first refused in this period: less than its smallest wave."""
+    held_at_refusal_nanousd: int | None
 
     @property
     def left_nanousd(self) -> int:
@@ -46,15 +53,19 @@ def set_cap(
     period: Period,
     model: str | None = None,
     soft: float | None = None,
+    no_soft: bool = False,
     now: datetime,
 ) -> CapStatus:
     """Limit what a tenant spends per period, on all models or on one; an existing limit of that kind is changed.
 
+    A soft limit stays as it is unless `soft` changes it or `no_soft` removes it.
     A cap counts everything the tenant has spent and holds in its present period, also what came before the cap.
     Lowering it under that stops new waves only. Raises ModelUnpriced where spending could not be measured.
     """
     lock_tenant(session, tenant.id)  # first, as the ledger does: no money moves between counting and the new row
     _check_priced(session, model, now)
+    if soft is not None and no_soft:
+        raise InvalidRequest("A soft limit cannot be set and removed at once; leave one of the two out.", param="soft")
     if soft is not None and not 0 < soft <= 1:
         raise InvalidRequest("The soft limit is a share of the cap: more than 0 and at most 1.", param="soft")
     cap = session.scalars(
@@ -71,8 +82,9 @@ def set_cap(
         cap = _create(session, tenant, limit_nanousd, period, model, soft, now)
     else:
         cap.limit_nanousd = limit_nanousd
-        cap.soft_fraction = soft
+        cap.soft_fraction = None if no_soft else soft if soft is not None else cap.soft_fraction
         session.flush()
+    note_spending(session, [current_period(session, cap, tenant.timezone, now).id], now)
     return _statuses(session, [Cap.id == cap.id], now)[0]
 
 
@@ -228,6 +240,10 @@ def _statuses(session: Session, conditions: Sequence[Any], now: datetime) -> lis
             Cap.soft_fraction,
             CapPeriod.spent_nanousd,
             CapPeriod.held_nanousd,
+            CapPeriod.soft_alerted_at,
+            CapPeriod.first_refused_at,
+            CapPeriod.unspent_at_refusal_nanousd,
+            CapPeriod.held_at_refusal_nanousd,
         )
         .join(Tenant, Tenant.id == Cap.tenant_id)
         .outerjoin(CapPeriod, present)
@@ -245,7 +261,12 @@ def _statuses(session: Session, conditions: Sequence[Any], now: datetime) -> lis
             spent_nanousd=row.spent_nanousd or 0,
             held_nanousd=row.held_nanousd or 0,
             turns_at=period_bounds(Period(row.period), now, row.timezone)[1],
+            timezone=row.timezone,
             soft=row.soft_fraction,
+            soft_alerted_at=row.soft_alerted_at,
+            first_refused_at=row.first_refused_at,
+            phantom_block_nanousd=row.unspent_at_refusal_nanousd,
+            held_at_refusal_nanousd=row.held_at_refusal_nanousd,
         )
         for row in rows
     ]

@@ -288,8 +288,8 @@ def fault_of(body: ChatBody, where: str) -> BodyFault | None:
         asks = "asks for log-probabilities, and answers carry none; leave it out"
         return _fault("logprobs_unsupported", f"{where}{name}", asks)
     for path, schema in _schemas(body, where):
-        if (problem := _fault_of_schema(json.dumps(schema))) is not None:
-            return _fault("invalid_schema", path, problem)
+        if (refused := _fault_of_schema(json.dumps(schema))) is not None:
+            return _fault("invalid_schema", path, refused)
     return _fault_of_calls(body.messages, where)
 
 

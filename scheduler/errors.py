@@ -120,3 +120,4 @@ class EngineRejected(EngineError):
     """The model server refused the request as invalid; sending it again would be refused again."""
 
     code = "engine_rejected"
+    http_status = 400

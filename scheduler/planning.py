@@ -12,6 +12,7 @@ from sqlalchemy import ColumnElement, and_, bindparam, func, insert, select, tru
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, LlmRow, PlanRow, PriceRow, QueryRow, Tenant, Worker
+from scheduler import refusals
 from scheduler.admission import room_of
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.pricing import Price
@@ -118,6 +119,7 @@ def draft_plans(
 def fund_window(session: Session, drafts: Sequence[Draft], now: datetime) -> list[int]:
     """Write the plans of those queries that still wait, and park what no cap can pay; returns the new attempts' ids."""
     parked, funded = _split_by_funds(session, drafts, now)
+    refusals.note_unfunded(session, {(d.tenant_id, d.query.model): d.need_nanousd for d in reversed(parked)}, now)
     for draft in parked:
         session.execute(
             update(QueryRow)
@@ -187,7 +189,8 @@ def waits_in(state: QueryState, tenant_id: str, model: str) -> ColumnElement[boo
 
 def allot(row: QueryRow | Any, query: Query, arm: Arm, llm: LlmRow | Any | None, settings: Settings) -> Plan:
     """The budget of one query: what the request asks for, else the defaults, within the model's context."""
-    samples_max = 1 if arm.strategy == "direct" else row.samples_max or settings.samples_max
+    is_one = arm.strategy == "direct" or query.is_greedy  # a second greedy sample would be the first once more
+    samples_max = 1 if is_one else row.samples_max or settings.samples_max
     asked = [limit for limit in (row.tokens_max, query.params.get("max_tokens")) if limit is not None]
     tokens_max = min(asked) if asked else settings.tokens_max
     if llm is not None:

@@ -17,7 +17,7 @@ from scheduler.chat_refusals import KNOWN_VALUES, REFUSED
 from scheduler.core.pricing import parse_usd
 from scheduler.core.strategies import STRATEGIES
 from scheduler.errors import InvalidRequest, ModelUnpriced, NotFound, SchedulerError
-from scheduler.jsonlines import Fault, decode
+from scheduler.jsonlines import Fault, decode, salvaged_id
 from scheduler.tokens import FALLBACK_MARGIN, counter_for
 from scheduler.types import Verdict
 from scheduler.verification import check_spec
@@ -141,7 +141,9 @@ def parse_line(raw: bytes, line: int, defaults: Defaults, limits: Limits) -> Par
     """One line of a batch's file as a query, or why it is none."""
     value = decode(raw)
     if isinstance(value, Fault):
-        return Rejection(line=line, code=value.code, message=f"Line {line} {value.problem}.")
+        name = salvaged_id(raw)
+        said = _shown(name) if name is not None else None
+        return Rejection(line=line, code=value.code, message=f"Line {line} {value.problem}.", said=said)
     if not isinstance(value, dict):
         problem = (
             f"Line {line} is {_word_for(value)}, not an object; write {{...}} with custom_id, method, url and body."

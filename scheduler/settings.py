@@ -48,8 +48,17 @@ class Settings(BaseSettings):
     redispatch_s: float = Field(default=30.0, gt=0)
     """A message not claimed for this long is sent again."""
     engine_timeout_s: float = Field(default=600.0, gt=0)
+    verify_every_s: float = Field(default=3600.0, gt=0)
+    """How often the daemon looks through the ledger; also when it begins to lead."""
     attempts_max: int = Field(default=5, ge=1)
     """Attempts that may die under a query before it is called failed: it may be what kills them."""
+
+    # Webhooks
+    webhooks_private: bool = False
+    """Whether webhooks may lead to this machine and its private networks: who may set one could else reach them."""
+    webhook_timeout_s: float = Field(default=10.0, gt=0)
+    webhook_tries: int = Field(default=10, ge=1)
+    """Tries before a delivery is given up: with waits that grow fourfold, about a day."""
 
     # Limits on input
     file_bytes_max: int = Field(default=200 * MEBIBYTE, ge=1)

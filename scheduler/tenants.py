@@ -219,8 +219,9 @@ def digest(key: str) -> str:
 def _check_name(name: str) -> None:
     if not NAME.fullmatch(name) or name.startswith(ID_PREFIX):
         raise InvalidRequest(
-            f"The name {name[:80]!r} cannot be a tenant's: use 1 to 64 letters, digits, dots, dashes and underscores, "
-            f"beginning with a letter or digit, and not with '{ID_PREFIX}'.",
+            f"The name {name[:80]!r} cannot be a tenant's: use 1 to 64 letters (a to z, A to Z: it stands in "
+            "HTTP headers), digits, dots, dashes and underscores, beginning with a letter or digit, "
+            f"and not with '{ID_PREFIX}'.",
             param="name",
         )
 

@@ -13,17 +13,21 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scheduler.api import (
+    alerts,
     batches,
     caps,
     chat,
+    engines,
     errors,
     feedback,
     files,
+    ledger,
     llms,
     prices,
     probes,
     spend,
     tenants,
+    webhooks,
 )
 from scheduler.api.bodies import BodyLimit
 from scheduler.api.rates import RequestRates
@@ -33,7 +37,22 @@ from scheduler.api.waiting import Endings
 from scheduler.metrics import Metrics
 from scheduler.wiring import Services
 
-ROUTERS = (files, batches, chat, llms, tenants, caps, prices, spend, feedback, probes)
+ROUTERS = (
+    files,
+    batches,
+    chat,
+    llms,
+    tenants,
+    caps,
+    prices,
+    ledger,
+    spend,
+    feedback,
+    engines,
+    alerts,
+    webhooks,
+    probes,
+)
 UNMATCHED = "unmatched"
 
 SECURITY_HEADERS = (

@@ -7,9 +7,10 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, StringConstraints, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from scheduler.core.pricing import USD_MAX, USD_PER_MTOK_MAX, format_usd
+from scheduler.files import EXPIRES_AFTER_MAX_S, EXPIRES_AFTER_MIN_S
 
 T = TypeVar("T")
 
@@ -42,14 +43,28 @@ def _without_nul(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_without_nul)]
-ShortText = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_without_nul)]
+WITHOUT_NUL = {"pattern": "^[^\\u0000]*$"}
+"""For the OpenAPI document."""
+Text = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra=WITHOUT_NUL)]
+ShortText = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=256),
+    AfterValidator(_without_nul),
+    Field(json_schema_extra=WITHOUT_NUL),
+]
 
 
 def _no_truth_value(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("true and false are no amounts")
     return value
+
+
+class ExpiresAfter(Body):
+    """When a file is deleted by itself, in OpenAI's words."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=EXPIRES_AFTER_MIN_S, le=EXPIRES_AFTER_MAX_S)]
 
 
 def _money(pattern: str, least: dict[str, int], most: int) -> WithJsonSchema:

@@ -93,6 +93,8 @@ def spend(
         from_=_instant(from_, "from"),
         to=_instant(to, "to"),
     )
+    if scope.from_ is not None and scope.to is not None and scope.from_ >= scope.to:
+        raise InvalidRequest("from must be before to: to is the first instant after the period.", param="from")
     report = reports.spend_report(session, scope, by, now)
     return SpendReply.model_validate(
         {

@@ -21,15 +21,15 @@ Name = Annotated[str, Path(alias="tenant", description="The tenant's name or id.
 
 
 QueuedMax = Annotated[
-    Annotated[int, NumberOnly, Field(ge=1, le=tenants.LIMITS["queued_max"])] | None,
+    Annotated[int, Field(ge=1, le=tenants.LIMITS["queued_max"]), NumberOnly] | None,
     Field(description="The most queries that may wait; null for no limit."),
 ]
 RunningMax = Annotated[
-    Annotated[int, NumberOnly, Field(ge=1, le=tenants.LIMITS["running_max"])] | None,
+    Annotated[int, Field(ge=1, le=tenants.LIMITS["running_max"]), NumberOnly] | None,
     Field(description="The most queries that may run at once; null for no limit."),
 ]
 RequestsPerMinute = Annotated[
-    Annotated[int, NumberOnly, Field(ge=1, le=tenants.LIMITS["requests_per_minute"])] | None,
+    Annotated[int, Field(ge=1, le=tenants.LIMITS["requests_per_minute"]), NumberOnly] | None,
     Field(description="The most requests within any 60 seconds; null for no limit."),
 ]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -19,6 +19,7 @@ from scheduler.ledger.limits import Limit, Limits, limits_of
 from scheduler.ledger.purses import lock_tenant, must_change
 from scheduler.ledger.terms import Funded, Reservation, WaveRequest
 from scheduler.states import AttemptState, BatchState, WaveState
+from scheduler.thresholds import Refusal, note_refusals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,6 +57,7 @@ def reserve_all(session: Session, requests: Sequence[WaveRequest], now: datetime
     limits = limits_of(session, [request.funded for request in requests], timezone, now)
     mine = _still_mine(session, [request.funded for request in requests])
     results: list[Admitted | SchedulerError] = [_judge(request, limits, mine) for request in requests]
+    note_refusals(session, _by_caps(results), now)
     admitted = [result for result in results if isinstance(result, Admitted)]
     holds = iter(_hold(session, tenant_id, limits.caps, admitted, now))
     return [next(holds) if isinstance(result, Admitted) else result for result in results]
@@ -126,6 +128,16 @@ def _refusal(limit: Limit, need: int) -> CapReached:
         need_nanousd=need,
         left_nanousd=limit.left_nanousd,
     )
+
+
+def _by_caps(results: Sequence[Admitted | SchedulerError]) -> Iterator[Refusal]:
+    """The refusals of caps; a batch's or a query's own limit is no news to anybody but its owner."""
+    for refused in results:
+        if isinstance(refused, CapReached) and refused.attributes["cap_period_id"] is not None:
+            of = refused.attributes
+            yield Refusal(
+                cap_period_id=of["cap_period_id"], left_nanousd=of["left_nanousd"], need_nanousd=of["need_nanousd"]
+            )
 
 
 def _hold(

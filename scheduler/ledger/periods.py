@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, or_, select
+from sqlalchemy import and_, bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from models.tables import Cap, CapPeriod
@@ -46,20 +46,27 @@ def name_of(cap: Cap) -> str:
     return f"cap {cap.id} ({cap.period}{on_model})"
 
 
-def cap_moves(session: Session, moves: Sequence[tuple[Any, int, int]]) -> Iterable[tuple[int, int, int]]:
-    """Each wave moves the money of the periods in which it was reserved, of all caps that are in force now."""
+def cap_moves(session: Session, moves: Sequence[tuple[Any, int, int]]) -> tuple[list[tuple[int, int, int]], set[int]]:
+    """Each wave moves the money of the periods in which it was reserved, of all caps that are in force now.
+
+    Returns those moves, and the ids of those of the periods whose soft limit may be crossed by them.
+    """
     tenant_id = moves[0][0].tenant_id
     instants = [wave.reserved_at for wave, _, _ in moves]
     periods = session.execute(
         _PERIODS_BETWEEN, {"tenant_id": tenant_id, "first": min(instants), "last": max(instants)}
     ).all()
-    for period in periods:
-        for wave, held, cost in moves:
-            within = period.starts_at <= wave.reserved_at and (
-                period.ends_at is None or wave.reserved_at < period.ends_at
-            )
-            if within and period.model in {None, wave.model}:
-                yield period.id, held, cost
+    of_caps = [
+        (period.id, held, cost)
+        for period in periods
+        for wave, held, cost in moves
+        if period.model in {None, wave.model} and _is_within(period, wave.reserved_at)
+    ]
+    return of_caps, {period.id for period in periods if period.is_watched}
+
+
+def _is_within(period: Any, instant: datetime) -> bool:
+    return bool(period.starts_at <= instant and (period.ends_at is None or instant < period.ends_at))
 
 
 # Statements are built once: building one costs more than running it.
@@ -72,7 +79,13 @@ _PERIOD = select(CapPeriod).where(
     CapPeriod.cap_id == bindparam("cap_id"), CapPeriod.starts_at == bindparam("starts_at")
 )
 _PERIODS_BETWEEN = (
-    select(CapPeriod.id, CapPeriod.starts_at, CapPeriod.ends_at, Cap.model)
+    select(
+        CapPeriod.id,
+        CapPeriod.starts_at,
+        CapPeriod.ends_at,
+        Cap.model,
+        and_(Cap.soft_fraction.is_not(None), CapPeriod.soft_alerted_at.is_(None)).label("is_watched"),
+    )
     .join(Cap, Cap.id == CapPeriod.cap_id)
     .where(
         Cap.tenant_id == bindparam("tenant_id"),

@@ -42,6 +42,8 @@ ALLOWED: dict[str, dict[int, str]] = {
     "POST /v1/batches/dry-run": {400: "no schema tells a file of lines from any other bytes"},
     "POST /v1/caps": {400: "a JSON float may have more decimals than money has"},
     "POST /v1/prices": {400: "a JSON float may have more decimals than money has"},
+    "POST /v1/files": {400: "a form is text, in which null and 1e9 are no whole numbers"},
+    "POST /v1/webhooks": {400: "the host must be found, and be a public one"},
     "POST /v1/chat/completions": {
         400: "a verifier and its reference, and a JSON schema, are checked by what they mean",
         504: "nobody answers here",
@@ -49,6 +51,12 @@ ALLOWED: dict[str, dict[int, str]] = {
 }
 """Replies to requests of the right form that the checks would take for faults, each with why it is none."""
 NAMES = ("positive_data_acceptance", "not_a_server_error")
+
+
+@schemathesis.serializer("application/jsonl")
+def as_it_is(_context: Any, value: Any) -> bytes:
+    """A file's bytes, as which schemathesis sends them."""
+    return value.encode() if isinstance(value, str) else bytes(value)
 
 
 @dataclass(kw_only=True)

@@ -108,6 +108,8 @@ def test_bytes_that_are_no_request_are_refused_with_what_they_are(raw: bytes, co
         ({"body": {"stream": True}}, "stream_unsupported", "body.stream", "answers are not streamed"),
         ({"body": {"n": 2}}, "n_unsupported", "body.n", "set body.allotd.samples_max"),
         ({"body": {"n": 0}}, "n_unsupported", "body.n", "n is 0"),
+        ({"body": {"logprobs": True}}, "logprobs_unsupported", "body.logprobs", "answers carry no log"),
+        ({"body": {"top_logprobs": 5}}, "logprobs_unsupported", "body.top_logprobs", "answers carry no log"),
         (
             {"body": {"model": "gpt"}},
             "model_not_found",
@@ -191,6 +193,27 @@ def test_a_body_that_is_no_object_is_refused() -> None:
     raw = json.dumps({"custom_id": "a", "method": "POST", "url": ENDPOINT, "body": "x"}).encode()
 
     assert "body must be an object, not text" in rejected(raw).message
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"custom_id": "caf\xc3\xa9-1", "method": "POST", "body": {"model": ',
+        b'{"method": "POST" "custom_id" : "caf\\u00e9-1"}',
+        b'{"custom_id": "caf\xc3\xa9-1", "body": {"temperature": NaN}}',
+        b'{"custom_id": "caf\xc3\xa9-1", "body": {"user": "\xff"}}',
+        b'[{"custom_id": "caf\xc3\xa9-1"',
+    ],
+)
+def test_a_broken_line_is_told_with_the_custom_id_it_holds(raw: bytes) -> None:
+    assert rejected(raw).said == "caf\u00e9-1"
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"custom_id": 17', b'{"custom_id": "a', b'{"text": "\\"custom_id\\": \\"a\\""', b"x"]
+)
+def test_a_broken_line_without_a_custom_id_makes_none_up(raw: bytes) -> None:
+    assert rejected(raw).said is None
 
 
 def test_a_rejected_line_keeps_a_usable_custom_id_and_repeats_an_unusable_one() -> None:
