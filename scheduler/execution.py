@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -30,7 +30,7 @@ from scheduler.planning import tokens_floor
 from scheduler.settlement import KeptSample, Work
 from scheduler.states import QueryState
 from scheduler.transactions import Transact
-from scheduler.types import Outcome, Sample, Usage, VerifierSpec
+from scheduler.types import Outcome, Plan, Query, Sample, Usage, VerifierSpec
 from scheduler.verification import label
 
 ENGINE_TRIES = 3
@@ -127,8 +127,9 @@ class Drive:
                 return []
             except EngineUnavailable as error:
                 log.info("engine_unavailable", query=self.work.query.id, message=error.message, wait_s=backoff_s)
-            except EngineRejected:
-                raise
+            except EngineRejected as error:
+                self._failure = error  # asking again is useless; what is paid for already may hold an answer
+                return []
             except EngineError as error:
                 tries += 1
                 if tries >= ENGINE_TRIES:
@@ -214,6 +215,8 @@ class Drive:
             state = QueryState.BUDGET_STOPPED
         elif outcome.chosen is None:
             raise self._failure or EngineError("The engine returned no sample.")
+        elif isinstance(self._failure, EngineRejected):
+            outcome = replace(outcome, because="engine refused more; best so far")
         elif self._failure is not None:
             outcome = replace(outcome, because="engine failed; best so far")
         await self._end(settlement.answered(self.work.funded, state, outcome, row_id))
@@ -225,10 +228,13 @@ class Drive:
         """End an attempt whose batch was cancelled, or hand the query back where the worker is to stop."""
         if self.flags.lost:
             return
-        stopping = self.flags.stopping and not self.flags.cancelled
-        end = settlement.given_back if stopping else settlement.called_off
+        if self.flags.stopping and not self.flags.cancelled:
+            end = settlement.given_back(self.work.funded)
+        else:
+            outcome, row_id = best_of(self.work.query, self.work.plan, (*self._taken, *self._bank))
+            end = settlement.called_off(self.work.funded, outcome, row_id)
         try:
-            await self._end(end(self.work.funded))
+            await self._end(end)
         except LeaseLost:
             log.info("already_ended", query=self.work.query.id)
 
@@ -244,6 +250,23 @@ class Drive:
                 await self.flags.abort.wait()
         except TimeoutError:
             return
+
+
+def best_of(query: Query, plan: Plan, kept: Sequence[KeptSample]) -> tuple[Outcome, int | None]:
+    """What the query's strategy makes of the samples that are there, without any more, and the chosen one's row."""
+    steps = STRATEGIES[plan.arm.strategy](query, plan)
+    bank = list(kept)
+    try:
+        want = next(steps)
+        while True:
+            if isinstance(want, Generate):
+                taken, bank = bank[: want.n], bank[want.n :]
+                want = steps.send(tuple(k.sample for k in taken))
+            else:
+                want = steps.send(rewards(want))
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome, next((k.row_id for k in kept if k.sample is outcome.chosen), None)
 
 
 def rewards(want: Score) -> tuple[float, ...]:

@@ -14,6 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from models.tables import Alert, Batch, Delivery, QueryRow, Tenant, WebhookRow, Worker
+from scheduler.audit import last_audit
 from scheduler.caps import CapStatus, list_caps
 from scheduler.core.pricing import NANOUSD_PER_USD
 from scheduler.database import reading
@@ -70,6 +71,7 @@ class DatabaseCollector(Collector):
                     _open_batches(session),
                     *_money(session, now),
                     _workers(session, alive_since),
+                    *_ledger(session),
                     _alerts(session),
                     _deliveries(session),
                 ]
@@ -152,6 +154,28 @@ def _workers(session: Session, alive_since: datetime) -> Metric:
     for quarantined, state in ((False, "alive"), (True, "quarantined")):
         family.add_metric((state,), found.get(quarantined, 0))
     return family
+
+
+def _ledger(session: Session) -> list[Metric]:
+    """What the newest audit found; nothing before there was one."""
+    audit = last_audit(session)
+    if audit is None:
+        return []
+    return [
+        GaugeMetricFamily(
+            "allotd_ledger_balanced",
+            "1 where every balance and every entry added up at the last audit, else 0.",
+            value=float(audit.discrepancies == 0),
+        ),
+        GaugeMetricFamily(
+            "allotd_ledger_discrepancies", "Figures that did not add up at the last audit.", value=audit.discrepancies
+        ),
+        GaugeMetricFamily(
+            "allotd_ledger_verified_timestamp_seconds",
+            "The instant of the ledger that the last audit looked at.",
+            value=audit.began_at.timestamp(),
+        ),
+    ]
 
 
 def _alerts(session: Session) -> Metric:

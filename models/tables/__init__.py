@@ -2,7 +2,7 @@
 
 from models.tables.alerts import Alert, Delivery, WebhookRow
 from models.tables.base import Table
-from models.tables.money import Entry, PriceRow
+from models.tables.money import Audit, Correction, Entry, PriceRow
 from models.tables.serving import LlmRow, PredictorRow
 from models.tables.tenants import ApiKey, Cap, CapPeriod, Tenant
 from models.tables.work import (
@@ -22,9 +22,11 @@ __all__ = [
     "Alert",
     "ApiKey",
     "Attempt",
+    "Audit",
     "Batch",
     "Cap",
     "CapPeriod",
+    "Correction",
     "Delivery",
     "Entry",
     "File",

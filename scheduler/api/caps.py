@@ -16,7 +16,7 @@ from scheduler.api.sessions import Now, Reading, Writing
 from scheduler.api.shapes import Amount, Body, Page, Reply, ShortText, epoch_or_none, usd, usd_or_none
 from scheduler.core.periods import Period
 from scheduler.core.pricing import parse_usd
-from scheduler.errors import NotFound
+from scheduler.errors import InvalidRequest, NotFound
 from scheduler.tenants import find_tenant
 
 router = APIRouter(prefix="/v1/caps", tags=["caps"], route_class=StrictRoute)
@@ -86,7 +86,7 @@ def set_cap(body: CapBody, _caller: Admin, session: Writing, now: Now) -> CapRep
     status = caps.set_cap(
         session,
         find_tenant(session, body.tenant),
-        limit_nanousd=parse_usd(body.limit_usd),
+        limit_nanousd=_limit(body),
         period=body.period,
         model=body.model,
         soft=body.soft,
@@ -113,6 +113,19 @@ def remove_cap(cap_id: str, _caller: Admin, session: Writing, now: Now) -> Remov
     """Lift a limit."""
     caps.remove_cap(session, cap_id, now)
     return RemovedReply(id=cap_id)
+
+
+def _limit(body: CapBody) -> int:
+    try:
+        return parse_usd(body.limit_usd)
+    except InvalidRequest as error:
+        if error.attributes.get("amount_usd") != 0:
+            raise
+    raise InvalidRequest(
+        "A cap of 0 USD would let nothing run, and what is queued would wait for ever; to stop a tenant, disable it: "
+        f"`allotd tenant disable {body.tenant}`.",
+        param="limit_usd",
+    )
 
 
 def visible_tenant(session: Session, caller: Caller, named: str | None) -> str | None:

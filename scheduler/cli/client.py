@@ -82,7 +82,7 @@ def connect(profile: Profile | None = None, *, tenant: str | None = None) -> Ite
     if tenant is not None:
         if not (tenant.isascii() and tenant.isprintable()):
             raise InvalidRequest(
-                f"There is no tenant {tenant!r}: names are letters, digits, dots, dashes, underscores."
+                f"There is no tenant {tenant!r}: names are letters (a-z, A-Z), digits, dots, dashes, underscores."
             )
         headers[TENANT_HEADER] = tenant
     with httpx.Client(
@@ -106,6 +106,10 @@ class Api:
     ) -> dict[str, Any]:
         """Create or act; fields that are None are left out, those named in `cleared` are sent as null."""
         return self._json("POST", path, json=_given(body or {}) | dict.fromkeys(cleared), **options)
+
+    def change(self, path: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change an object; a field that is None is sent as null."""
+        return self._json("POST", path, json=dict(changes))
 
     def send(self, path: str, content: Any, content_type: str, **params: Any) -> dict[str, Any]:
         """Post raw bytes."""

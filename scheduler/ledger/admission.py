@@ -53,8 +53,8 @@ def reserve_all(session: Session, requests: Sequence[WaveRequest], now: datetime
     A wave that is refused takes nothing, and its place in the result holds the error that `reserve` would raise.
     """
     tenant_id = requests[0].funded.tenant_id
-    lock_tenant(session, tenant_id)
-    limits = limits_of(session, [request.funded for request in requests], now)
+    timezone = lock_tenant(session, tenant_id)
+    limits = limits_of(session, [request.funded for request in requests], timezone, now)
     mine = _still_mine(session, [request.funded for request in requests])
     results: list[Admitted | SchedulerError] = [_judge(request, limits, mine) for request in requests]
     note_refusals(session, _by_caps(results), now)

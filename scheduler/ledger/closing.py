@@ -17,7 +17,7 @@ from scheduler.ledger.entries import closing_entries, write_entries
 from scheduler.ledger.periods import cap_moves
 from scheduler.ledger.prices import as_price
 from scheduler.ledger.purses import lock_tenant, move, must_change
-from scheduler.ledger.samples import reconciled, write_samples
+from scheduler.ledger.samples import LOST, reconciled, write_samples
 from scheduler.ledger.terms import Settlement
 from scheduler.states import WaveState
 from scheduler.thresholds import note_spending
@@ -88,7 +88,7 @@ def expire(session: Session, wave_id: int, now: datetime) -> int:
     )
     price = as_price(session.get_one(PriceRow, wave.price_id))
     if usage.completion:
-        lost = Sample(text="", tokens=usage.completion, reasoning_tokens=usage.reasoning, finish_reason="lost")
+        lost = Sample(text="", tokens=usage.completion, reasoning_tokens=usage.reasoning, finish_reason=LOST)
         write_samples(session, [(wave.query_id, wave_id, 0, lost)], now)
     _close(session, [(wave, usage, price, None, 0)], WaveState.EXPIRED, now)
     return price.cost_nanousd(usage)

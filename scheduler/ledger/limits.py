@@ -48,11 +48,11 @@ class Limits:
         return [cap for cap in self.caps if cap.model in {None, funded.model}] + [one for one in own if one is not None]
 
 
-def limits_of(session: Session, funded: Sequence[Funded], now: datetime) -> Limits:
-    """The limits over attempts of one tenant, whose row must be locked."""
+def limits_of(session: Session, funded: Sequence[Funded], timezone: str, now: datetime) -> Limits:
+    """The limits over attempts of one tenant, whose row must be locked, and whose time zone its lock has told."""
     states, batches = _batch_limits(session, {one.batch_id for one in funded})
     return Limits(
-        caps=tuple(_cap_limits(session, funded[0].tenant_id, funded[0].timezone, now)),
+        caps=tuple(_cap_limits(session, funded[0].tenant_id, timezone, now)),
         batches=batches,
         queries=_query_limits(session, {one.query_id for one in funded}),
         batch_states=states,

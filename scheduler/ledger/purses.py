@@ -13,12 +13,14 @@ from models.tables import Batch, CapPeriod, QueryRow, Tenant
 from scheduler.errors import NotFound, SchedulerError
 
 
-def lock_tenant(session: Session, tenant_id: str) -> None:
-    """Make every other write of this tenant's money wait for the end of this transaction."""
+def lock_tenant(session: Session, tenant_id: str) -> str:
+    """Make every other write of this tenant's money wait for the end of this transaction; returns its time zone."""
     # A write that changes nothing takes the row's lock in one round trip on PostgreSQL and costs nothing on SQLite,
     # whose transactions are alone already.
-    if not _changed(session, _LOCK_TENANT, {"key": tenant_id}):
+    timezone: str | None = session.connection().scalar(_LOCK_TENANT, {"key": tenant_id})
+    if timezone is None:
         raise NotFound(f"There is no tenant '{tenant_id}'.")
+    return timezone
 
 
 def move(session: Session, statement: Update, moves: Iterable[tuple[Any, int, int]]) -> None:
@@ -42,13 +44,6 @@ def must_change(session: Session, statement: Update, parameters: Sequence[dict[s
     assert isinstance(result, CursorResult)
     if result.rowcount != len(parameters):
         raise SchedulerError(f"{len(parameters) - result.rowcount} rows were not as the ledger expected them.")
-
-
-def _changed(session: Session, statement: Update, parameters: dict[str, Any]) -> bool:
-    """Whether the conditional UPDATE found the row as it expected it."""
-    result = session.connection().execute(statement, parameters)
-    assert isinstance(result, CursorResult)
-    return result.rowcount == 1
 
 
 def _hold_under_limit(table: type[Batch] | type[QueryRow]) -> Update:
@@ -75,7 +70,12 @@ def _move_purse(table: type[Tenant] | type[Batch] | type[QueryRow] | type[CapPer
 
 
 # Statements are built once: building one costs more than running it.
-_LOCK_TENANT = update(Tenant).where(Tenant.id == bindparam("key")).values(held_nanousd=Tenant.held_nanousd)
+_LOCK_TENANT = (
+    update(Tenant)
+    .where(Tenant.id == bindparam("key"))
+    .values(held_nanousd=Tenant.held_nanousd)
+    .returning(Tenant.timezone)
+)
 HOLD_TENANT = (
     update(Tenant).where(Tenant.id == bindparam("key")).values(held_nanousd=Tenant.held_nanousd + bindparam("amount"))
 )

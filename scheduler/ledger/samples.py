@@ -13,6 +13,12 @@ from sqlalchemy.orm import Session
 from models.tables import SampleRow
 from scheduler.types import Sample
 
+LOST = "lost"
+"""Why the sample of a dead worker's wave ended: its tokens are paid for, its text is gone."""
+
+UNATTRIBUTED = "unattributed"
+"""The same of tokens that the server billed and no sample accounts for."""
+
 
 def reconciled(samples: Sequence[Sample], billed_tokens: int) -> list[Sample]:
     """The samples with token counts that add up to what the server billed, which is what is paid.
@@ -22,7 +28,7 @@ def reconciled(samples: Sequence[Sample], billed_tokens: int) -> list[Sample]:
     """
     excess = sum(sample.tokens for sample in samples) - billed_tokens
     if excess < 0:
-        return [*samples, Sample(text="", tokens=-excess, finish_reason="unattributed")]
+        return [*samples, Sample(text="", tokens=-excess, finish_reason=UNATTRIBUTED)]
     settled = list(samples)
     for position in range(len(settled) - 1, -1, -1):
         drop = min(excess, settled[position].tokens)

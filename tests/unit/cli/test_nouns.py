@@ -42,6 +42,35 @@ def test_a_disabled_tenants_key_is_refused(priced: Server, allotd: Allotd, monke
     assert refused.err.count("\n") == 1
 
 
+def test_a_tenants_limits_are_set_listed_and_lifted(priced: Server, allotd: Allotd) -> None:
+    done = allotd("tenant", "set", "acme", "--queued-max", "500", "--running-max", "8", "--requests-per-minute", "60")
+
+    changed = allotd("tenant", "set", "acme", "--queued-max", "none", "--weight", "2.5", "--json").json
+
+    assert done.code == 0
+    assert "500" in done.out
+    assert (changed["queued_max"], changed["running_max"], changed["weight"]) == (None, 8, 2.5)
+    assert "60" in allotd("tenant", "list").out
+
+
+def test_a_limit_that_is_no_number_and_a_change_of_nothing_are_refused_in_one_line(
+    priced: Server, allotd: Allotd
+) -> None:
+    word, nothing = allotd("tenant", "set", "acme", "--running-max", "many"), allotd("tenant", "set", "acme")
+
+    assert word.err == "allotd: --running-max is 'many'; give a whole number, or `none` for no limit.\n"
+    assert (nothing.code != 0, nothing.err.count("\n")) == (True, 1)
+
+
+def test_an_enabled_tenants_key_works_again(priced: Server, allotd: Allotd, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = allotd("key", "create", "acme", "--json").json["key"]
+    allotd("tenant", "disable", "acme")
+
+    assert allotd("tenant", "enable", "acme").out == "Tenant acme is enabled: its keys work.\n"
+    monkeypatch.setenv("ALLOTD_API_KEY", key)
+    assert allotd("batch", "list").code == 0
+
+
 def test_a_key_has_the_scopes_it_was_given_until_it_is_revoked(priced: Server, allotd: Allotd) -> None:
     made = allotd("key", "create", "acme", "--scope", "read", "--json").json
 
