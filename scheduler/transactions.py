@@ -71,7 +71,8 @@ class _Step:
 class GroupCommit:
     """A thread that takes waiting steps, hands those that belong together to one handler, and commits them at once.
 
-    What one handler call does is undone alone when it raises, and its items are then handled one by one. Keys are
+    When a handler raises, the group is run again with a savepoint around each handler call: what that one does is then
+    undone alone, and its items are handled one by one. A savepoint is two round trips, so none is set before. Keys are
     taken in order, so that two processes that lock the same tenants do so in the same order. Where the database fails,
     the group is run again; steps must therefore touch nothing but their session.
     """
@@ -129,9 +130,8 @@ class GroupCommit:
                 stop=stop_after_delay(RETRY_FOR_S),
                 reraise=True,
             ):
-                with attempt, self._sessions.begin() as session:
-                    for _, steps in groupby(kinds, key=_kind):
-                        self._handle(session, list(steps))
+                with attempt:
+                    self._run(kinds)
         except Exception as error:
             log.exception("transaction_failed", steps=len(group))
             for step in group:
@@ -139,11 +139,29 @@ class GroupCommit:
         for step in group:
             step.resolve()
 
+    def _run(self, kinds: Sequence[_Step]) -> None:
+        """Handle everything in one transaction; where something fails, in another that sets savepoints around it."""
+        try:
+            with self._sessions.begin() as session:
+                for _, steps in groupby(kinds, key=_kind):
+                    self._handle_unguarded(session, list(steps))
+        except DBAPIError:
+            raise
+        except Exception:
+            with self._sessions.begin() as session:
+                for _, steps in groupby(kinds, key=_kind):
+                    self._handle(session, list(steps))
+
+    def _handle_unguarded(self, session: Session, steps: Sequence[_Step]) -> None:
+        results = steps[0].many(session, [step.item for step in steps], self._clock())
+        for step, result in zip(steps, results, strict=True):
+            step.result = result
+
     def _handle(self, session: Session, steps: Sequence[_Step]) -> None:
         """Handle steps of one kind together, or, where that fails, one by one."""
         try:
             with session.begin_nested():
-                results = steps[0].many(session, [step.item for step in steps], self._clock())
+                self._handle_unguarded(session, steps)
         except DBAPIError:
             raise
         except Exception as error:
@@ -152,9 +170,6 @@ class GroupCommit:
                 return
             for step in steps:
                 self._handle(session, [step])
-            return
-        for step, result in zip(steps, results, strict=True):
-            step.result = result
 
 
 def _kind(step: _Step) -> tuple[str, int]:
