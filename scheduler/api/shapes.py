@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from scheduler.core.pricing import format_usd
+from scheduler.errors import InvalidRequest
 
 T = TypeVar("T")
 
@@ -57,6 +58,28 @@ Amount = Annotated[
     BeforeValidator(_no_truth_value),
     Field(description="A decimal number, best as a string: a JSON float may have lost digits.", examples=["0.25"]),
 ]
+
+
+def _no_number(value: object) -> object:
+    is_number = isinstance(value, int | float) or (
+        isinstance(value, str) and value.lstrip("+-").replace(".", "", 1).isdigit()
+    )
+    if is_number:
+        raise ValueError("write a date or an instant, like 2026-03-01 or 2026-03-01T12:00:00Z")
+    return value
+
+
+Instant = Annotated[datetime | None, BeforeValidator(_no_number)]
+
+
+def in_utc(value: datetime | None, name: str) -> datetime | None:
+    """The instant in UTC, which is also meant where no zone is named."""
+    if value is None:
+        return None
+    try:
+        return value.astimezone(UTC) if value.tzinfo is not None else value.replace(tzinfo=UTC)
+    except OverflowError:
+        raise InvalidRequest(f"{name}: no calendar has that instant in UTC.", param=name) from None
 
 
 class Identified(Protocol):

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import and_, bindparam, case, or_, select
 from sqlalchemy.orm import Session
 
-from models.tables import Cap, CapPeriod
+from models.tables import Cap, CapPeriod, Entry
 from scheduler.core.periods import Period, period_bounds
 
 
@@ -69,6 +69,17 @@ def cap_moves(session: Session, moves: Sequence[tuple[Any, int, int]]) -> tuple[
         if period.model in {None, wave.model} and _is_within(period, wave.reserved_at)
     ]
     return of_caps, {period.id for period in periods if period.is_watched}
+
+
+def counts_to_period() -> Any:
+    """Whether an entry counts to a period of a cap, as part of a statement: of that tenant, model and time."""
+    return and_(
+        CapPeriod.cap_id == Cap.id,
+        Entry.tenant_id == Cap.tenant_id,
+        or_(Cap.model.is_(None), Entry.model == Cap.model),
+        Entry.effective_at >= CapPeriod.starts_at,
+        or_(CapPeriod.ends_at.is_(None), Entry.effective_at < CapPeriod.ends_at),
+    )
 
 
 def _begin(session: Session, cap_id: str, starts_at: datetime, ends_at: datetime | None) -> CapPeriod:
