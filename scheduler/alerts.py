@@ -7,7 +7,6 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Any
 
 from sqlalchemy import and_, insert, or_, select, update
@@ -16,29 +15,13 @@ from sqlalchemy.orm import Session
 
 from models.tables import Alert, Delivery, WebhookRow
 from scheduler.errors import NotFound
+from scheduler.states import DeliveryState
+from scheduler.types import AlertKind
 
 MESSAGE_MAX = 1000
 """Characters of an alert's sentence: some quote a server's words, which may be long."""
 
 AT_ONCE = 100
-
-
-class AlertKind(StrEnum):
-    """What can be wrong; `ops/alerts.md` says what to do about each."""
-
-    CAP_SOFT = "cap_soft"
-    CAP_REACHED = "cap_reached"
-    ENGINE_QUARANTINED = "engine_quarantined"
-    PREDICTOR_UNUSABLE = "predictor_unusable"
-    LEDGER_UNBALANCED = "ledger_unbalanced"
-
-
-class DeliveryState(StrEnum):
-    """Whether an alert has reached a webhook; `dead` was tried as often as it is going to be."""
-
-    PENDING = "pending"
-    DELIVERED = "delivered"
-    DEAD = "dead"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

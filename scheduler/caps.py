@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import and_, func, or_, select, update
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from models.tables import Cap, CapPeriod, Entry, PriceRow, Tenant
 from scheduler.core.periods import Period, period_bounds
 from scheduler.errors import InvalidRequest, ModelUnpriced, NotFound
-from scheduler.ledger import current_period, lock_tenant, price_at
+from scheduler.ledger import current_period, live_caps, lock_tenant, price_at
 from scheduler.thresholds import note_spending
 
 
@@ -93,6 +93,23 @@ def list_caps(session: Session, tenant_id: str | None, now: datetime) -> list[Ca
     return _statuses(session, [] if tenant_id is None else [Cap.tenant_id == tenant_id], now)
 
 
+def change_timezone(session: Session, tenant: Tenant, timezone: str, now: datetime) -> None:
+    """Let a tenant's days, weeks and months turn in another time zone.
+
+    The present period of each cap becomes the one that the new zone's clocks are in. It counts what the ledger says was
+    spent and is held since it began: nothing is forgotten that the new period holds, nothing is counted twice. What
+    was spent before the new period's beginning belongs to the one before.
+    """
+    lock_tenant(session, tenant.id)
+    session.refresh(tenant)
+    newest = _newest_entry_after(session, tenant.id, now)
+    for cap in live_caps(session, tenant.id):
+        if cap.period != Period.TOTAL:
+            _recut(session, cap, tenant.timezone, timezone, now, newest)
+    session.execute(update(Tenant).where(Tenant.id == tenant.id).values(timezone=timezone))
+    session.refresh(tenant)
+
+
 def remove_cap(session: Session, cap_id: str, now: datetime) -> None:
     """Lift a cap. What it counted stays in the ledger, so a cap set again later counts it too. Raises NotFound."""
     cap = session.get(Cap, cap_id)
@@ -149,10 +166,45 @@ def _periods_begun(
     Earlier periods need no row: a wave held since before the turn belongs to the period it was reserved in, which no
     reservation will look at again. Later ones are made by the ledger, before any entry falls into them.
     """
-    newest = session.scalar(
-        select(func.max(Entry.effective_at)).where(Entry.tenant_id == tenant.id, Entry.effective_at > now)
-    )
+    newest = _newest_entry_after(session, tenant.id, now)
     return {period_bounds(period, instant, tenant.timezone) for instant in (now, newest) if instant is not None}
+
+
+def _newest_entry_after(session: Session, tenant_id: str, now: datetime) -> datetime | None:
+    return session.scalar(
+        select(func.max(Entry.effective_at)).where(Entry.tenant_id == tenant_id, Entry.effective_at > now)
+    )
+
+
+def _recut(session: Session, cap: Cap, old: str, new: str, now: datetime, newest: datetime | None) -> None:
+    """Give a cap's present period the new zone's bounds, and count it again from the ledger.
+
+    So too the period before it and the one of the newest entry: a worker whose clock is a little behind or ahead
+    reserves in those, and what is reserved in a period must be there when it is released. Rows that would overlap
+    these go; the ledger has all that they counted.
+    """
+    period = Period(cap.period)
+    present, _ = period_bounds(period, now, new)
+    instants = [now, present - timedelta(microseconds=1), *([newest] if newest is not None else [])]
+    wanted = {period_bounds(period, instant, new): instant for instant in reversed(instants)}
+    first = min(starts_at for starts_at, _ in wanted)
+    rows = {
+        row.starts_at: row
+        for row in session.scalars(select(CapPeriod).where(CapPeriod.cap_id == cap.id, CapPeriod.ends_at > first))
+    }
+    chosen = {bounds: rows.pop(bounds[0]) for bounds in wanted if bounds[0] in rows}
+    for bounds, instant in sorted(wanted.items(), key=lambda item: item[1] != now):
+        # The row itself moves on, so that what was alerted of this period is not alerted again.
+        row = chosen.get(bounds) or rows.pop(period_bounds(period, instant, old)[0], None)
+        chosen[bounds] = row or CapPeriod(cap_id=cap.id)
+    for row in rows.values():
+        session.delete(row)
+    session.flush()
+    for (starts_at, ends_at), row in chosen.items():
+        row.starts_at, row.ends_at = starts_at, ends_at
+        row.spent_nanousd, row.held_nanousd = _counted(session, cap.tenant_id, cap.model, starts_at, ends_at)
+        session.add(row)
+        session.flush()
 
 
 def _counted(

@@ -281,14 +281,15 @@ def fault_of(body: ChatBody, where: str) -> BodyFault | None:
     if body.stream:
         return _fault("stream_unsupported", f"{where}stream", "is true, and answers are not streamed")
     if body.n is not None and body.n != 1:
-        problem = f"is {body.n}, and one answer is returned; for more samples set {where}allotd.samples_max"
-        return _fault("n_unsupported", f"{where}n", problem)
+        many = f"is {body.n}, and one answer is returned; for more samples set {where}allotd.samples_max"
+        return _fault("n_unsupported", f"{where}n", many)
     if body.logprobs or body.top_logprobs:
         name = "logprobs" if body.logprobs else "top_logprobs"
-        return _fault("logprobs_unsupported", f"{where}{name}", "is not taken; answers carry no log-probabilities")
+        asks = "asks for log-probabilities, and answers carry none; leave it out"
+        return _fault("logprobs_unsupported", f"{where}{name}", asks)
     for path, schema in _schemas(body, where):
-        if (problem := _fault_of_schema(json.dumps(schema))) is not None:
-            return _fault("invalid_schema", path, problem)
+        if (refused := _fault_of_schema(json.dumps(schema))) is not None:
+            return _fault("invalid_schema", path, refused)
     return _fault_of_calls(body.messages, where)
 
 

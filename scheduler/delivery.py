@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -18,16 +19,16 @@ from standardwebhooks import Webhook
 
 from models.tables import Alert, Delivery, WebhookRow
 from scheduler.addresses import Target, resolve
-from scheduler.alerts import DeliveryState
 from scheduler.errors import SchedulerError
 from scheduler.settings import Settings
+from scheduler.states import DeliveryState
 
 AT_ONCE = 32
 """Deliveries under way together: one slow receiver does not keep the others waiting."""
 
-BACKOFF_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 5.0, 4, 6 * 3600.0
-"""Waits between tries: 5 s, 20 s, 80 s ... up to six hours. The ten tries of the default settings last about a day, as
-the Standard Webhooks specification advises."""
+BACKOFF_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 5.0, 4.0, 6 * 3600.0
+"""Waits between tries: 5 s, 20 s, 80 s ... up to six hours. The ten tries of the default settings are spread over 20
+hours: the Standard Webhooks specification advises about a day."""
 
 GONE = 410
 """A receiver's word for never again."""
@@ -100,17 +101,20 @@ def alert_data(alert: Alert) -> dict[str, Any]:
 
 async def deliver_all(letters: Sequence[Letter], settings: Settings) -> list[Receipt]:
     """Post letters side by side, each within its time limit. Raises nothing."""
-    return list(await asyncio.gather(*(deliver(letter, settings) for letter in letters)))
+    # No proxy and no .netrc of this process's environment: either would be another way around the check of addresses.
+    # No connection is used twice: two names at one address have certificates of their own.
+    once = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(timeout=settings.webhook_timeout_s, trust_env=False, limits=once) as client:
+        return list(await asyncio.gather(*(_deliver(letter, client, settings) for letter in letters)))
 
 
-async def deliver(letter: Letter, settings: Settings) -> Receipt:
-    """Post one letter to the address that its URL leads to now, if that is allowed. Follows no redirect."""
+async def _deliver(letter: Letter, client: httpx.AsyncClient, settings: Settings) -> Receipt:
+    """Post one letter to the address that its URL leads to now, if that is allowed."""
     try:
         async with asyncio.timeout(settings.webhook_timeout_s):
             # Looked up anew each time, and connected to as looked up: a name may lead elsewhere than it did.
-            look_up = partial(resolve, letter.url, private_allowed=settings.webhooks_private)
-            target = await asyncio.to_thread(look_up)
-            status = await _post(letter, target, settings.webhook_timeout_s)
+            target = await asyncio.to_thread(partial(resolve, letter.url, private_allowed=settings.webhooks_private))
+            status = await _post(letter, target, client)
     except TimeoutError:
         return Receipt(problem=f"It did not answer within {settings.webhook_timeout_s:g} s.")
     except SchedulerError as error:
@@ -147,11 +151,11 @@ def record(
 
 def backoff_s(tries: int) -> float:
     """How long to wait after that many tries."""
-    return min(BACKOFF_MAX_S, BACKOFF_S * BACKOFF_FACTOR ** min(tries - 1, 20))
+    return min(BACKOFF_MAX_S, BACKOFF_S * math.pow(BACKOFF_FACTOR, min(tries - 1, 20)))
 
 
-async def _post(letter: Letter, target: Target, timeout_s: float) -> int:
-    """Post, and return the status alone: what a receiver says beyond it is read by nobody."""
+async def _post(letter: Letter, target: Target, client: httpx.AsyncClient) -> int:
+    """Post, and return the status alone: what a receiver says beyond it is read by nobody. Follows no redirect."""
     sent_at = datetime.now(UTC)
     headers = {
         "Host": target.host_header,
@@ -161,15 +165,12 @@ async def _post(letter: Letter, target: Target, timeout_s: float) -> int:
         "Webhook-Timestamp": str(int(sent_at.timestamp())),
         "Webhook-Signature": Webhook(letter.secret).sign(letter.message_id, sent_at, letter.body),
     }
-    async with (
-        # No proxy and no .netrc of this process's environment: either would be another way around the check.
-        httpx.AsyncClient(timeout=timeout_s, follow_redirects=False, trust_env=False) as client,
-        client.stream(
-            "POST",
-            target.connect_url,
-            content=letter.body.encode(),
-            headers=headers,
-            extensions={"sni_hostname": target.host},
-        ) as response,
-    ):
+    async with client.stream(
+        "POST",
+        target.connect_url,
+        content=letter.body.encode(),
+        headers=headers,
+        follow_redirects=False,
+        extensions={"sni_hostname": target.host},
+    ) as response:
         return response.status_code

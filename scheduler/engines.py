@@ -12,10 +12,11 @@ from sqlalchemy import and_, func, select, update
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Worker
-from scheduler.alerts import AlertKind, raise_alert
+from scheduler.alerts import raise_alert
 from scheduler.errors import Conflict, NotFound, SchedulerError
 from scheduler.settings import Settings
 from scheduler.states import AttemptState
+from scheduler.types import AlertKind
 
 BECAUSE_MAX = 500
 """Characters of a reason that are kept."""

@@ -13,13 +13,13 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from models.tables import Alert, Batch, Delivery, QueryRow, Tenant, Worker
-from scheduler.alerts import AlertKind, DeliveryState
+from models.tables import Alert, Batch, Delivery, QueryRow, Tenant, WebhookRow, Worker
 from scheduler.audit import last_audit
 from scheduler.caps import CapStatus, list_caps
 from scheduler.core.pricing import NANOUSD_PER_USD
 from scheduler.database import reading
-from scheduler.states import BATCH_FINAL, QUERY_OPEN, BatchState
+from scheduler.states import BATCH_FINAL, QUERY_OPEN, BatchState, DeliveryState
+from scheduler.types import AlertKind
 from scheduler.wiring import Services
 
 TENANTS_SHOWN = 200
@@ -190,7 +190,14 @@ def _deliveries(session: Session) -> Metric:
     family = GaugeMetricFamily(
         "allotd_webhook_deliveries", "Alerts on their way to webhooks, and those given up.", labels=("state",)
     )
-    found = dict(session.execute(select(Delivery.state, func.count()).group_by(Delivery.state)).all())
+    found = dict(
+        session.execute(
+            select(Delivery.state, func.count())
+            .join(WebhookRow, WebhookRow.id == Delivery.webhook_id)
+            .where(Delivery.state != DeliveryState.DELIVERED, WebhookRow.removed_at.is_(None))
+            .group_by(Delivery.state)
+        ).all()
+    )
     for state in (DeliveryState.PENDING, DeliveryState.DEAD):
         family.add_metric((state.value,), found.get(state, 0))
     return family

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, LlmRow, PlanRow, PriceRow, QueryRow, Tenant, Worker
 from scheduler import refusals
+from scheduler.admission import room_of
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.pricing import Price
 from scheduler.ledger import left_under, live_caps, name_of, price_at
@@ -74,7 +75,11 @@ def choose_window(
         if tenant_id in models:
             models[tenant_id].append(model)
     each = max(8, 2 * room // len(tenants)) if len(tenants) > 1 else room
-    heads = {tenant.id: _heads(session, tenant.id, models[tenant.id], each) for tenant in tenants}
+    own_room = room_of(session, tenants)
+    heads = {
+        tenant.id: _heads(session, tenant.id, models[tenant.id], min(each, own_room.get(tenant.id, each)))
+        for tenant in tenants
+    }
     costs = {tenant_id: [_rough_cost(row) for row in rows] for tenant_id, rows in heads.items()}
     turns = rotation.choose(costs, {tenant.id: tenant.weight for tenant in tenants}, room)
     return [row for tenant_id, count in turns.items() for row in heads[tenant_id][:count]]

@@ -249,7 +249,6 @@ def _work(session: Session, row: Any, worker_id: str, kept: tuple[KeptSample, ..
         query_id=row.QueryRow.id,
         batch_id=row.QueryRow.batch_id,
         tenant_id=row.Tenant.id,
-        timezone=row.Tenant.timezone,
         model=plan_row.model,
         price=ledger.price_at(session, plan_row.model, now),
     )

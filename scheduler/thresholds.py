@@ -12,8 +12,9 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from models.tables import Cap, CapPeriod, Tenant
-from scheduler.alerts import AlertKind, raise_alert
+from scheduler.alerts import raise_alert
 from scheduler.core.pricing import format_usd
+from scheduler.types import AlertKind
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -24,6 +24,16 @@ class Verdict(StrEnum):
     JSON_SCHEMA = "json_schema"
 
 
+class AlertKind(StrEnum):
+    """What can be wrong; `ops/alerts.md` says what to do about each."""
+
+    CAP_SOFT = "cap_soft"
+    CAP_REACHED = "cap_reached"
+    ENGINE_QUARANTINED = "engine_quarantined"
+    PREDICTOR_UNUSABLE = "predictor_unusable"
+    LEDGER_UNBALANCED = "ledger_unbalanced"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class VerifierSpec:
     """How a query's answers are read and judged; without what it `needs`, it can read answers but not judge them.

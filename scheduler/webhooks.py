@@ -12,8 +12,9 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from models.tables import Delivery, WebhookRow
-from scheduler.alerts import AlertKind, DeliveryState
 from scheduler.errors import Conflict, NotFound
+from scheduler.states import DeliveryState
+from scheduler.types import AlertKind
 
 SECRET_BYTES = 32
 """The Standard Webhooks specification asks for 24 to 64."""

@@ -19,7 +19,7 @@ from scheduler.api.bodies import StrictRoute
 from scheduler.api.errors import documented
 from scheduler.api.security import Reader, Submitter
 from scheduler.api.sessions import Now, Reading, WithServices, Writing
-from scheduler.api.shapes import Body, Page, Reply, ShortText, Text, page, usd, usd_or_none
+from scheduler.api.shapes import Body, ExpiresAfter, Page, Reply, ShortText, Text, page, usd, usd_or_none
 from scheduler.core.pricing import parse_usd
 from scheduler.database import reading
 from scheduler.finalization import batch_object, batch_objects
@@ -54,6 +54,10 @@ class BatchBody(Body):
         ShortText, Field(description="Hours or days, up to 30 days.", json_schema_extra={"pattern": WINDOW})
     ]
     metadata: Annotated[dict[Text, Text] | None, Field(json_schema_extra=METADATA)] = None
+    output_expires_after: Annotated[
+        ExpiresAfter | None,
+        Field(description="When the output and error file are deleted, counted from the end of the batch."),
+    ] = None
 
 
 class RequestCounts(Reply):
@@ -72,8 +76,9 @@ class Parked(Reply):
 
 
 class BatchProgress(Reply):
-    """How far a batch is, and what it costs."""
+    """How far a batch is, what it costs, and whom."""
 
+    tenant: str
     states: dict[str, int]
     spent_nanousd: int
     spent_usd: str
@@ -159,6 +164,7 @@ def create_batch(
         endpoint=body.endpoint,
         completion_window=body.completion_window,
         metadata=body.metadata,
+        output_expires_after_s=body.output_expires_after.seconds if body.output_expires_after is not None else None,
         idempotency_key=idempotency_key,
         now=now,
     )

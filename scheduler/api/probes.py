@@ -65,7 +65,7 @@ def readyz(services: WithServices, response: Response) -> Readiness:
 
 METRICS_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format."},
-    **{status: {"model": ErrorReply, "description": DESCRIPTIONS[status]} for status in (401, 403, 404, 503)},
+    **{status: {"model": ErrorReply, "description": DESCRIPTIONS[status]} for status in (400, 401, 403, 404, 429, 503)},
 }
 
 

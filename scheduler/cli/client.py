@@ -107,6 +107,10 @@ class Api:
         """Create or act; fields that are None are left out, those named in `cleared` are sent as null."""
         return self._json("POST", path, json=_given(body or {}) | dict.fromkeys(cleared), **options)
 
+    def change(self, path: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change an object; a field that is None is sent as null."""
+        return self._json("POST", path, json=dict(changes))
+
     def send(self, path: str, content: Any, content_type: str, **params: Any) -> dict[str, Any]:
         """Post raw bytes."""
         return self._json(

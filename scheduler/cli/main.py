@@ -7,7 +7,23 @@ from typing import Annotated
 
 import typer
 
-from scheduler.cli import batch, cap, db, key, ledger, price, record, report, serve, tenant, up
+from scheduler.cli import (
+    alert,
+    batch,
+    cap,
+    db,
+    engine,
+    key,
+    ledger,
+    price,
+    record,
+    report,
+    serve,
+    simulate,
+    tenant,
+    up,
+    webhook,
+)
 from scheduler.cli.exits import exit_code
 
 app = typer.Typer(
@@ -28,6 +44,10 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(batch.app, name="batch")
 app.command()(report.report)
 app.command()(record.record)
+app.command()(simulate.simulate)
+app.add_typer(engine.app, name="engine")
+app.add_typer(alert.app, name="alert")
+app.add_typer(webhook.app, name="webhook")
 app.add_typer(db.app, name="db")
 
 

@@ -54,8 +54,8 @@ def reserve_all(session: Session, requests: Sequence[WaveRequest], now: datetime
     A wave that is refused takes nothing, and its place in the result holds the error that `reserve` would raise.
     """
     tenant_id = requests[0].funded.tenant_id
-    lock_tenant(session, tenant_id)
-    limits = limits_of(session, [request.funded for request in requests], now)
+    timezone = lock_tenant(session, tenant_id)
+    limits = limits_of(session, [request.funded for request in requests], timezone, now)
     if limits.are_prices_corrected:
         requests = _at_corrected_prices(session, requests, now)
     results: list[Admitted | SchedulerError] = [_judge(request, limits) for request in requests]

@@ -54,11 +54,11 @@ class Limits:
         return [cap for cap in self.caps if cap.model in {None, funded.model}] + [one for one in own if one is not None]
 
 
-def limits_of(session: Session, funded: Sequence[Funded], now: datetime) -> Limits:
-    """The limits over attempts of one tenant, whose row must be locked."""
+def limits_of(session: Session, funded: Sequence[Funded], timezone: str, now: datetime) -> Limits:
+    """The limits over attempts of one tenant, whose row must be locked, and whose time zone its lock has told."""
     rows = _ATTEMPTS.rows(session, list({one.attempt_id for one in funded}))
     return Limits(
-        caps=tuple(_cap_limits(session, funded[0].tenant_id, funded[0].timezone, now)),
+        caps=tuple(_cap_limits(session, funded[0].tenant_id, timezone, now)),
         batches={row.batch_id: _own("batch", row) for row in rows if row.batch_limit_nanousd is not None},
         queries={row.query_id: _own("query", row) for row in rows if row.query_limit_nanousd is not None},
         batch_states={row.batch_id: row.batch_state for row in rows},

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import CursorResult, Update, bindparam, or_, update
+from sqlalchemy import Update, bindparam, or_, update
 from sqlalchemy.orm import Session
 
 from models.tables import Batch, CapPeriod, QueryRow, Tenant
@@ -14,15 +14,15 @@ from scheduler.errors import NotFound
 from scheduler.ledger.rows import NUMBER, TEXT, Changes, Transfer, Values
 
 
-def lock_tenant(session: Session, tenant_id: str) -> None:
-    """Make every other write of this tenant's money wait for the end of this transaction."""
+def lock_tenant(session: Session, tenant_id: str) -> str:
+    """Make every other write of this tenant's money wait for the end of this transaction; returns its time zone."""
     session.flush()  # the ledger reads past the session
     # A write that changes nothing takes the row's lock in one round trip on PostgreSQL and costs nothing on SQLite,
     # whose transactions are alone already.
-    result = session.connection().execute(_LOCK_TENANT, {"key": tenant_id})
-    assert isinstance(result, CursorResult)
-    if result.rowcount != 1:
+    timezone: str | None = session.connection().scalar(_LOCK_TENANT, {"key": tenant_id})
+    if timezone is None:
         raise NotFound(f"There is no tenant '{tenant_id}'.")
+    return timezone
 
 
 def moved(moves: Iterable[tuple[Any, int, int]]) -> list[dict[str, Any]]:
@@ -80,7 +80,12 @@ def _hold_tenant(values: Values) -> Update:
 
 
 # Statements are built once: building one costs more than running it.
-_LOCK_TENANT = update(Tenant).where(Tenant.id == bindparam("key")).values(held_nanousd=Tenant.held_nanousd)
+_LOCK_TENANT = (
+    update(Tenant)
+    .where(Tenant.id == bindparam("key"))
+    .values(held_nanousd=Tenant.held_nanousd)
+    .returning(Tenant.timezone)
+)
 HOLD = Transfer(
     tenants=Changes(_hold_tenant, key=TEXT, amount=NUMBER),
     caps=Changes(_hold_cap, key=NUMBER, amount=NUMBER, cap_limit=NUMBER),

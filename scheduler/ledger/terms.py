@@ -17,7 +17,6 @@ class Funded:
     query_id: int
     batch_id: str
     tenant_id: str
-    timezone: str
     model: str
     price: Price
 

@@ -120,6 +120,55 @@ def test_the_head_of_a_files_content_is_its_length(api: TestClient, auth: dict[s
     assert none.status_code == 404
 
 
+def test_a_file_and_a_batchs_output_may_expire_as_openai_has_it(api: TestClient, auth: dict[str, str]) -> None:
+    form = {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    file = api.post("/v1/files", files={"file": ("a", b"{}")}, data=form, headers=auth).json()
+    body = {
+        "input_file_id": file["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+        "output_expires_after": {"anchor": "created_at", "seconds": 2_592_000},
+    }
+
+    batch = api.post("/v1/batches", json=body, headers=auth)
+
+    assert file["expires_at"] == file["created_at"] + 3600
+    assert batch.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"expires_after[anchor]": "created_at"}, "expires_after[seconds]"),
+        ({"expires_after[seconds]": "3600"}, "expires_after[anchor]"),
+        ({"expires_after[anchor]": "last_used_at", "expires_after[seconds]": "3600"}, "expires_after[anchor]"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"}, "expires_after[seconds]"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "2592001"}, "expires_after[seconds]"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "soon"}, "expires_after[seconds]"),
+    ],
+)
+def test_a_file_cannot_expire_in_other_ways(
+    api: TestClient, auth: dict[str, str], wrong: dict[str, str], param: str
+) -> None:
+    reply = api.post("/v1/files", files={"file": ("a", b"{}")}, data={"purpose": "batch", **wrong}, headers=auth)
+
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": 3600}, {"anchor": "now", "seconds": 3600}, {"anchor": "created_at", "seconds": 1}]
+)
+def test_a_batchs_output_cannot_expire_in_other_ways(
+    api: TestClient, auth: dict[str, str], wrong: dict[str, Any]
+) -> None:
+    body = {"input_file_id": "file-x", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+
+    reply = api.post("/v1/batches", json={**body, "output_expires_after": wrong}, headers=auth)
+
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"].startswith("output_expires_after")
+
+
 def test_a_cap_on_a_model_without_a_price_is_refused(api: TestClient, tenant: dict[str, Any]) -> None:
     body = {"tenant": "acme", "limit_usd": "1", "period": "day", "model": "unpriced"}
 

@@ -1,0 +1,121 @@
+"""`allotd simulate`: what policies would have spent and reached on recorded samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from scheduler.cli.output import AsJson, print_json, print_table, say
+from scheduler.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from scheduler.simulation.simulate import Simulation
+
+DRAWS = 20
+"""Random orders of each query's samples: the spread over queries is then much wider than that over orders."""
+
+
+class ModeName(StrEnum):
+    """What tells a right answer."""
+
+    VERIFIER = "verifier"
+    VOTE = "vote"
+
+
+def simulate(
+    test: Annotated[list[Path], typer.Option(metavar="POOL", help="Replay these; several are one mixed workload.")],
+    train: Annotated[list[Path] | None, typer.Option(metavar="POOL", help="Learn from these.")] = None,
+    mode: Annotated[ModeName, typer.Option(help="What tells a right answer.")] = ModeName.VERIFIER,
+    policies: Annotated[str | None, typer.Option(metavar="NAME,...", help="Only these; all by default.")] = None,
+    budgets: Annotated[
+        str | None, typer.Option(metavar="N,...", help="In samples per query; a whole frontier by default.")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the draws, the splits and the intervals.")] = 0,
+    draws: Annotated[int, typer.Option(min=1, max=10_000, help="Random orders of the samples.")] = DRAWS,
+    as_json: AsJson = False,
+) -> None:
+    """Replay policies on recorded pools: accuracy and cost, and how much less than others they spend for the same."""
+    from scheduler.core.policies.base import Mode  # noqa: PLC0415 (slow to import)
+    from scheduler.simulation.pools import read_pools  # noqa: PLC0415
+    from scheduler.simulation.simulate import simulate as run  # noqa: PLC0415
+
+    found = run(
+        read_pools(train) if train else (),
+        read_pools(test),
+        mode=Mode(mode.value),
+        policies=_names(policies),
+        budgets=_numbers(budgets),
+        draws=draws,
+        seed=seed,
+    )
+    if as_json:
+        print_json(found.as_json())
+    else:
+        print_simulation(found)
+
+
+def print_simulation(found: Simulation) -> None:
+    """The frontiers and the ratios as tables."""
+    say(f"{found.queries} queries, {found.mode} mode")
+    for name, curve in found.frontiers.items():
+        say("")
+        rows = [
+            (p.label, f"{p.tokens_per_query:.1f}", _usd(p.usd_per_query), f"{p.accuracy:.3f}", _range(p.ci95))
+            for p in curve
+        ]
+        print_table((name, "tokens", "USD", "accuracy", "95 % interval"), rows, right="tokens  USD  accuracy", empty="")
+    for baseline in dict.fromkeys(baseline for ours in found.versus.values() for baseline in ours):
+        say("")
+        _print_versus(found, baseline)
+    shares: list[tuple[str, str]] = [
+        (n, f"{share:.0%}") for n, share in found.oracle_share.items() if share is not None
+    ]
+    if shares:
+        say("")
+        print_table(("n", "of the oracle's gain over uniform"), shares, empty="")
+
+
+def _print_versus(found: Simulation, baseline: str) -> None:
+    shown = {name: ratios[baseline] for name, ratios in found.versus.items() if baseline in ratios}
+    settings = list(dict.fromkeys(n for ratios in shown.values() for n in ratios))
+    rows = [
+        (name, *(_ratio(ratios.get(n), found.versus_ci95[name][baseline].get(n)) for n in settings))
+        for name, ratios in shown.items()
+        if name != baseline
+    ]
+    headings = (f"x fewer tokens than {baseline}", *(f"@{n}" for n in settings))
+    print_table(headings, rows, empty="")
+
+
+def _ratio(ratio: float | None, interval: Sequence[float] | None) -> str:
+    if ratio is None:
+        return "-"
+    return f"{ratio:.2f}" if interval is None else f"{ratio:.2f} ({interval[0]:.2f}-{interval[1]:.2f})"
+
+
+def _usd(amount: float | None) -> str:
+    return "-" if amount is None else f"{amount:.6f}"
+
+
+def _range(interval: Sequence[float]) -> str:
+    return f"{interval[0]:.3f}-{interval[1]:.3f}"
+
+
+def _names(text: str | None) -> list[str] | None:
+    return [name for part in text.split(",") if (name := part.strip())] if text is not None else None
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        numbers = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise InvalidRequest(f"The budgets {text!r} are no numbers; write them like 0.5,1,2,4.") from None
+    if not numbers or not all(0 < number < float("inf") for number in numbers):
+        raise InvalidRequest(f"The budgets {text!r} must be more than 0 samples per query.")
+    return numbers

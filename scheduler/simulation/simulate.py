@@ -1,0 +1,223 @@
+"""Replays policies on recorded pools and compares their frontiers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+
+from scheduler.core.beliefs import ConjugatePosterior
+from scheduler.core.policies import POLICIES
+from scheduler.core.policies.base import History, Mode, Policy, Workload
+from scheduler.core.policies.oracle import Hindsight, Oracle
+from scheduler.errors import InvalidRequest
+from scheduler.simulation.arms import arms_frontiers, as_arms
+from scheduler.simulation.frontiers import Frontier, Point, frontier, points, ratios, resamples
+from scheduler.simulation.pools import PoolLine
+from scheduler.simulation.priors import plain_beliefs
+from scheduler.simulation.recorded import Draws, as_recorded, draw, mean_curves
+from scheduler.simulation.replay import replay
+from scheduler.simulation.splits import apart
+from scheduler.simulation.thinking import thinking_frontiers
+
+BASELINES = ("uniform", "stop", "asc")
+FLAGSHIP, BOUND = "allotd", "oracle"
+PART_BUDGETS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.25, 1.5, 1.75, 2.5, 3.0, 3.5, 5.0, 6.0, 7.0)
+GROWTH = 1.25
+"""From eight samples on, budgets lie this far apart."""
+
+
+class Kind(StrEnum):
+    """What a pool asks: how many samples, which model, or how long to think."""
+
+    SAMPLES = "samples of one arm"
+    ARMS = "several arms"
+    THINKING = "thinking with checkpoints"
+
+
+def kind_of(lines: Sequence[PoolLine]) -> Kind:
+    """The kind of all lines. Raises InvalidRequest where they are of several."""
+    arms = Counter(line.id for line in lines)
+    kinds = {
+        Kind.THINKING if line.checkpoints is not None else Kind.ARMS if arms[line.id] > 1 else Kind.SAMPLES
+        for line in lines
+    }
+    if len(kinds) != 1:
+        raise InvalidRequest(f"One workload cannot hold {' and '.join(sorted(kinds)) or 'nothing'}; name pools apart.")
+    return kinds.pop()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Simulation:
+    """How the policies did on one workload."""
+
+    mode: Mode
+    queries: int
+    frontiers: Mapping[str, list[Point]]
+    versus: Mapping[str, Mapping[str, Mapping[str, float | None]]]
+    versus_ci95: Mapping[str, Mapping[str, Mapping[str, tuple[float, float] | None]]]
+    oracle_share: Mapping[str, float | None]
+
+    def as_json(self) -> dict[str, Any]:
+        """The JSON that programs read."""
+        return {
+            "mode": str(self.mode),
+            "queries": self.queries,
+            "frontiers": {
+                name: [
+                    {
+                        "tokens_per_query": point.tokens_per_query,
+                        "usd_per_query": point.usd_per_query,
+                        "accuracy": point.accuracy,
+                        "ci95": list(point.ci95),
+                    }
+                    for point in found
+                ]
+                for name, found in self.frontiers.items()
+            },
+            "versus": self.versus,
+            "versus_ci95": self.versus_ci95,
+            "oracle_share": self.oracle_share,
+        }
+
+
+def simulate(
+    train: Sequence[PoolLine],
+    test: Sequence[PoolLine],
+    *,
+    mode: Mode,
+    policies: Sequence[str] | None,
+    budgets: Sequence[float] | None,
+    draws: int,
+    seed: int,
+) -> Simulation:
+    """Replay policies on the test queries, with what the training queries teach."""
+    train, test = apart(train, test, seed)
+    kind = kind_of(test)
+    if train and kind_of(train) is not kind:
+        raise InvalidRequest(f"The test pools are {kind}, the training pools {kind_of(train)}; they must be of a kind.")
+    if kind is not Kind.SAMPLES:
+        curves = _special(kind, train, test, mode)
+        chosen = _chosen(dict.fromkeys(curves, (mode,)), policies, mode)
+        curves = {name: curves[name] for name in chosen}
+        return compare(curves, mode=mode, queries=len({line.id for line in test}), seed=seed)
+    drawn = draw(as_recorded(test), mode=mode, draws=draws, seed=seed)
+    taught = draw(as_recorded(train), mode=mode, draws=draws, seed=seed) if train else None
+    workload = known_before(taught, drawn)
+    known = {**POLICIES, **all_knowing(drawn)}
+    chosen = _chosen({name: policy.modes for name, policy in known.items()}, policies, mode)
+    asked = sorted(budgets or default_budgets(int(workload.samples_max.max())))
+    curves = {
+        name: frontier([(s.label, replay(drawn, s.rule)) for s in found])
+        for name in chosen
+        if (found := known[name].settings(workload, asked))
+    }
+    return compare(curves, mode=mode, queries=len(test), seed=seed)
+
+
+def known_before(taught: Draws | None, drawn: Draws) -> Workload:
+    """What is known of the test queries before anything is spent on them."""
+    train = taught.recorded if taught is not None else None
+    history = None
+    if taught is not None:
+        right, tokens = mean_curves(taught)
+        history = History(beliefs=plain_beliefs(train, len(taught.recorded)), right=right, tokens=tokens)
+    return Workload(
+        mode=drawn.mode,
+        beliefs=plain_beliefs(train, len(drawn.recorded)),
+        posterior=ConjugatePosterior(),
+        samples_max=drawn.recorded.samples_max,
+        history=history,
+    )
+
+
+def all_knowing(drawn: Draws) -> dict[str, Policy]:
+    """The lines nobody can pass: they know what the workload's samples show."""
+    samples, count = drawn.recorded.samples, drawn.recorded.samples_max
+    right, tokens = mean_curves(drawn)
+    oracle = Oracle(
+        rates=samples.accepted.sum(axis=1) / count,
+        tokens_mean=samples.tokens.sum(axis=1) / count,
+        right=right,
+        tokens=tokens,
+    )
+    return {policy.name: policy for policy in (oracle, Hindsight(drawn.right, drawn.tokens))}
+
+
+def default_budgets(samples_max: int) -> list[float]:
+    """Parts of a sample, powers of two, steps between them, and everything there is."""
+    powers = [float(2**i) for i in range(samples_max.bit_length()) if 2**i <= samples_max]
+    steps: list[float] = []
+    step = 8.0
+    while (step := step * GROWTH) < samples_max:
+        steps.append(round(step, 1))
+    return sorted({*(b for b in PART_BUDGETS if b < samples_max), *powers, *steps, float(samples_max)})
+
+
+def compare(curves: Mapping[str, Frontier], *, mode: Mode, queries: int, seed: int) -> Simulation:
+    """Frontiers, ratios at equal accuracy with their intervals, and the share of what the oracle gains."""
+    weights = resamples(queries, seed)
+    versus: dict[str, dict[str, dict[str, float | None]]] = {}
+    intervals: dict[str, dict[str, dict[str, tuple[float, float] | None]]] = {}
+    for name, curve in curves.items():
+        versus[name], intervals[name] = {}, {}
+        for baseline in BASELINES:
+            if baseline in curves:
+                single = ratios(curve, curves[baseline])
+                spread = ratios(curve, curves[baseline], weights)
+                versus[name][baseline] = {n: _number(ratio[0]) for n, ratio in single.items()}
+                intervals[name][baseline] = {n: _interval(ratio) for n, ratio in spread.items()}
+    return Simulation(
+        mode=mode,
+        queries=queries,
+        frontiers={name: points(curve, weights) for name, curve in curves.items()},
+        versus=versus,
+        versus_ci95=intervals,
+        oracle_share=_share(versus),
+    )
+
+
+def _share(versus: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> dict[str, float | None]:
+    """(ratio - 1) / (the oracle's ratio - 1), against uniform, per n."""
+    ours, bound = (versus.get(name, {}).get("uniform", {}) for name in (FLAGSHIP, BOUND))
+    shares: dict[str, float | None] = {}
+    for n in ours if bound else ():
+        ratio, most = ours[n], bound.get(n)
+        shares[n] = None if ratio is None or most is None or most <= 1 else (ratio - 1) / (most - 1)
+    return shares
+
+
+def _number(value: Any) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _interval(values: Any) -> tuple[float, float] | None:
+    if np.isnan(values).all():
+        return None
+    low, high = np.nanpercentile(values, (2.5, 97.5))
+    return float(low), float(high)
+
+
+def _special(kind: Kind, train: Sequence[PoolLine], test: Sequence[PoolLine], mode: Mode) -> dict[str, Frontier]:
+    """What is no question of how many samples: which model to ask, or how long one thinks."""
+    if not train:
+        raise InvalidRequest(f"Pools of {kind} need training pools: name some with --train.")
+    if kind is Kind.ARMS:
+        return arms_frontiers(as_arms(train), as_arms(test), mode)
+    return thinking_frontiers(train, test)
+
+
+def _chosen(known: Mapping[str, Collection[Mode]], wanted: Sequence[str] | None, mode: Mode) -> list[str]:
+    fitting = [name for name, modes in known.items() if mode in modes]
+    if wanted is None:
+        return fitting
+    for name in wanted:
+        if name not in known:
+            raise InvalidRequest(f"There is no policy {name!r}; there are {', '.join(known)}.")
+        if name not in fitting:
+            raise InvalidRequest(f"The policy {name!r} knows no {mode} mode; in it there are {', '.join(fitting)}.")
+    return list(wanted)
