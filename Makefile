@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check bench chaos setup clean
+.PHONY: demo test check bench chaos fuzz setup clean
 
 demo: $(READY)
 	$(BIN)/python ops/demo/run.py
@@ -21,6 +21,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
+
+fuzz: $(READY)
+	FUZZ_EXAMPLES=100 FUZZ_FILES=10000 $(BIN)/python -m pytest --timeout 3600 tests/integration/test_openapi_document.py \
+		tests/unit/test_intake_fuzz.py tests/integration/test_intake_fuzz_on_postgres.py
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --faults 200 --seed 1
