@@ -3,15 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# These need no more than their own process, so two of them run at once.
+ALONE := tests/unit tests/migration
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check bench chaos fuzz setup clean
+.PHONY: demo test check bench bench-allocation chaos fuzz setup clean
 
 demo: $(READY)
 	$(BIN)/python ops/demo/run.py
 
 test: $(READY) check
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest $(ALONE) --numprocesses 2 --durations=10
+	$(BIN)/python -m pytest $(ALONE:%=--ignore=%) --durations=10
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -26,6 +29,9 @@ fuzz: $(READY)
 	FUZZ_EXAMPLES=100 FUZZ_FILES=10000 $(BIN)/python -m pytest --timeout 3600 tests/integration/test_openapi_document.py \
 		tests/unit/test_intake_fuzz.py tests/integration/test_intake_fuzz_on_postgres.py
 
+bench-allocation: $(READY)
+	$(BIN)/python -m tests.benchmarks.policies
+
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --faults 200 --seed 1
 
@@ -38,4 +44,4 @@ $(READY): pyproject.toml ops/install.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output bench-allocation

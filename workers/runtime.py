@@ -107,6 +107,11 @@ class Runtime:
         for work in works:
             self._loop.call_soon_threadsafe(self._launch, work)
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether this worker's engine is asked anything; not while it is quarantined."""
+        return self._trusted.is_set()
+
     def drain(self) -> None:
         """Take nothing more; let running waves finish for a moment, then cut them and give their queries back."""
         self._draining.set()
@@ -123,6 +128,9 @@ class Runtime:
         self._presence.leave()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
+        if not self._thread.is_alive():
+            self._loop.close()
+        self._services.sessions.kw["bind"].dispose()
 
     async def _make_engine(self) -> Engine:
         return make_engine(self._settings)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from models.tables import Batch
-from scheduler import cancellation, intake
+from scheduler import cancellation, dry_runs, intake
 from scheduler.api.bodies import StrictRoute
 from scheduler.api.errors import documented
 from scheduler.api.security import Reader, Submitter
@@ -31,10 +31,10 @@ from scheduler.api.shapes import (
     usd,
     usd_or_none,
 )
+from scheduler.batch_view import batch_object, batch_objects
 from scheduler.core.pricing import parse_usd
 from scheduler.core.strategies import STRATEGIES
 from scheduler.database import reading
-from scheduler.finalization import batch_object, batch_objects
 from scheduler.requests import ENDPOINT
 from scheduler.states import BatchState
 from scheduler.wiring import Services
@@ -274,8 +274,8 @@ def _reply(session: Session, batch: Batch) -> BatchReply:
     return BatchReply.model_validate(batch_object(session, batch))
 
 
-def _dry_run(services: Services, spool: IO[bytes], tenant_id: str, now: Now, strategy: str | None) -> intake.DryRun:
+def _dry_run(services: Services, spool: IO[bytes], tenant_id: str, now: Now, strategy: str | None) -> dry_runs.DryRun:
     spool.seek(0)
     chunks = iter(lambda: spool.read(CHUNK_BYTES), b"")
     with reading(services.sessions) as session:
-        return intake.dry_run(session, chunks, services.settings, tenant_id, now, strategy)
+        return dry_runs.dry_run(session, chunks, services.settings, tenant_id, now, strategy)
