@@ -67,7 +67,7 @@ def test_a_killed_worker_is_dead_at_once_and_its_attempts_are_lost(url: str, ses
     with sessions.begin() as session:
         add_worker(session, "there").presence = FILE
         attempt = fund(session, add_query(session, add_batch(session, add_tenant(session))), worker_id="there")
-    watch = Watch(grace_s=0)
+    watch = Watch()
     with running(PRESENT, url) as (process, said):
         assert said == FILE
         assert dead(sessions, watch) == []
@@ -89,7 +89,7 @@ def test_a_worker_that_says_goodbye_or_holds_no_lock_is_not_missed(url: str, ses
         add_worker(session, "of an older version")
     present(url, "there", 5).leave()
 
-    assert dead(sessions, Watch(grace_s=0)) == []
+    assert dead(sessions, Watch()) == []
 
 
 def test_what_was_sent_to_a_dead_worker_is_sent_again(sessions: sessionmaker[Session]) -> None:
