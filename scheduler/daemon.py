@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -18,15 +19,19 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Batch, LlmRow, QueryRow
-from scheduler import dispatch, recovery
+from scheduler import alerts, dispatch, files, presence, recovery
+from scheduler.audit.schedule import auditing
 from scheduler.core.fairness import DeficitRoundRobin
+from scheduler.courier import delivering
 from scheduler.database import open_database, reading
 from scheduler.finalization import finalize
 from scheduler.intake import advance_intake
+from scheduler.outages import in_words
 from scheduler.planning import choose_window, draft_plans, fund_window
 from scheduler.prediction import FixedPriors, Predictor
 from scheduler.settings import Settings
 from scheduler.states import QUERY_OPEN, BatchState
+from scheduler.unread import IS_CALLED_OFF_UNREAD
 from scheduler.wiring import Services, make_services
 
 LEADER_KEY = 0x616C6C6F7464  # "allotd"
@@ -57,12 +62,18 @@ class Daemon:
     predictor: Predictor = field(default_factory=FixedPriors)
     rotation: DeficitRoundRobin = field(default_factory=DeficitRoundRobin)
     _ticks: int = 0
+    _watch: presence.Watch = field(init=False)
+    _patient_until: datetime = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._watch = presence.Watch(grace_s=2 * self.services.settings.heartbeat_s)
+        self._be_patient()
 
     def tick(self) -> bool:
         """Do everything that is due; returns whether there may be more to do at once."""
         steps = [self.take_in, self.plan, self.send, self.finish]
         if self._ticks % SELDOM == 0:
-            steps = [self.take_back, self.call_off, self.resume, *steps]
+            steps = [self.bury, self.take_back, self.call_off, self.resume, self.announce, *steps, self.forget_files]
         self._ticks += 1
         busy = False
         for step in steps:
@@ -72,22 +83,38 @@ class Daemon:
     def take_in(self) -> bool:
         """Read on in uploaded batches, as soon as some worker has said which models there are."""
         with looking(self.services.sessions) as session:
-            waiting = session.scalars(_COMING).all()
-            if not waiting or session.scalar(select(func.count()).select_from(LlmRow)) == 0:
+            waiting = [*session.scalars(_CALLED_OFF), *session.scalars(_COMING)]
+            if not waiting:
                 return False
+            if session.scalar(select(func.count()).select_from(LlmRow)) == 0:
+                waiting = list(session.scalars(_CALLED_OFF))
         for batch_id in waiting:
             with self.services.sessions.begin() as session:
                 advance_intake(session, batch_id, self.services.settings, self.services.clock(), lines=INTAKE_LINES)
+        return bool(waiting)
+
+    def bury(self) -> bool:
+        """Count out the workers whose process is gone."""
+        now = self.services.clock()
+        with reading(self.services.sessions) as session:
+            dead = self._watch.dead(session, now)
+        if not dead:
+            return False
+        with self.services.sessions.begin() as session:
+            recovery.bury(session, dead, now)
+        log.warning("workers_died", workers=dead)
         return True
 
     def take_back(self) -> bool:
         """Take attempts from workers that are gone."""
         settings, now = self.services.settings, self.services.clock()
+        is_patient = now < self._patient_until
         with looking(self.services.sessions) as session:
-            if not recovery.lost_attempts(session, settings, now):
+            if not recovery.lost_attempts(session, settings, now, is_patient=is_patient):
                 return False
         with self.services.sessions.begin() as session:
-            taken = recovery.take_back(session, recovery.lost_attempts(session, settings, now), settings, now)
+            lost = recovery.lost_attempts(session, settings, now, is_patient=is_patient)
+            taken = recovery.take_back(session, lost, settings, now)
         if taken:
             log.warning("attempts_taken_back", attempts=taken)
         return bool(taken)
@@ -109,6 +136,18 @@ class Daemon:
                 return False
         with self.services.sessions.begin() as session:
             return recovery.resume_parked(session, self.services.clock(), limit) > 0
+
+    def announce(self) -> bool:
+        """Write new alerts into the log; webhooks have a thread of their own."""
+        with looking(self.services.sessions) as session:
+            news = alerts.unannounced(session)
+        if not news:
+            return False
+        for alert in news:
+            log.warning("alert", kind=alert.kind, subject=alert.subject, alert=alert.id, message=alert.message)
+        with self.services.sessions.begin() as session:
+            alerts.mark_announced(session, [alert.id for alert in news], self.services.clock())
+        return True
 
     def plan(self) -> bool:
         """Plan and fund one window."""
@@ -145,15 +184,31 @@ class Daemon:
                 finished |= finalize(session, session.get_one(Batch, batch_id), self.services.clock())
         return finished
 
+    def forget_files(self) -> bool:
+        """Delete files whose time is up."""
+        with looking(self.services.sessions) as session:
+            if not files.expired(session, self.services.clock()):
+                return False
+        with self.services.sessions.begin() as session:
+            return files.delete_expired(session, self.services.clock()) > 0
+
     def _guarded(self, step: Callable[[], bool]) -> bool:
         """A step that fails is logged and tried again in the next tick; the others go on."""
         try:
             return step()
-        except (BrokerError, DBAPIError) as error:
+        except BrokerError as error:
             log.error("step_failed", step=step.__name__, error=str(error))
+        except DBAPIError as error:
+            self._be_patient()
+            log.error("step_failed", step=step.__name__, message=in_words(error))
         except Exception:
             log.exception("step_failed", step=step.__name__)
         return False
+
+    def _be_patient(self) -> None:
+        """For two heartbeats no silence counts: while the database was away or full, nobody could be heard."""
+        silence = timedelta(seconds=2 * self.services.settings.heartbeat_s)
+        self._patient_until = self.services.clock() + silence
 
 
 def run(settings: Settings) -> None:
@@ -168,10 +223,12 @@ def run(settings: Settings) -> None:
                 stop.wait(STANDBY_S)
                 continue
             log.info("daemon_leads")
-            daemon = Daemon(services=make_services(settings), celery=dispatch.make_celery(settings.broker_url))
-            while not stop.is_set() and leads():
-                if not daemon.tick():
-                    stop.wait(settings.tick_s)
+            services = make_services(settings)
+            daemon = Daemon(services=services, celery=dispatch.make_celery(settings.broker_url))
+            with delivering(services), auditing(services):
+                while not stop.is_set() and leads():
+                    if not daemon.tick():
+                        stop.wait(settings.tick_s)
     log.info("daemon_stopped")
 
 
@@ -230,7 +287,7 @@ def _locked_connection(engine: Engine) -> Connection | None:
             return connection
         connection.close()
     except DBAPIError as error:
-        log.error("database_unavailable", error=str(error))
+        log.error("database_unavailable", message=in_words(error))
     return None
 
 
@@ -244,6 +301,7 @@ def _answers(connection: Connection) -> bool:
 
 # Statements of every tick are built once: building one costs more than running it.
 _COMING = select(Batch.id).where(Batch.state == BatchState.VALIDATING).order_by(Batch.created_at)
+_CALLED_OFF = select(Batch.id).where(IS_CALLED_OFF_UNREAD).order_by(Batch.created_at)
 _OPEN_QUERY = select(QueryRow.id).where(QueryRow.batch_id == Batch.id, QueryRow.state.in_(QUERY_OPEN)).limit(1)
 _THROUGH = (
     select(Batch.id)

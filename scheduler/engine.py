@@ -36,12 +36,14 @@ class Generation:
     """What a wave produced: `samples` in the server's order (at most `n`), and the usage to bill.
 
     `interrupted` says that the request was cut before its end, by us or by the server; its samples then hold what had
-    been generated, with finish_reason "aborted", and the usage counts it.
+    been generated, with finish_reason "aborted", and the usage counts it. `complaint` is a sentence about what the
+    server did or reported that no honest server does; whoever reads it asks that server no more.
     """
 
     samples: tuple[Sample, ...]
     usage: Usage
     interrupted: bool = False
+    complaint: str | None = None
 
 
 class Engine(Protocol):

@@ -53,19 +53,27 @@ class Conflict(SchedulerError):
     http_status = 409
 
 
+class RateLimited(SchedulerError):
+    """The tenant asks more often than it may; wait as `Retry-After` says."""
+
+    code = "rate_limit_exceeded"
+    http_status = 429
+    retryable = True
+
+
+class QueueFull(SchedulerError):
+    """As many of the tenant's queries wait as may; try again when some have ended."""
+
+    code = "queue_full"
+    http_status = 429
+    retryable = True
+
+
 class TooLarge(SchedulerError):
     """The body is larger than this server accepts; split it."""
 
     code = "request_too_large"
     http_status = 413
-
-
-class RateLimited(SchedulerError):
-    """Too many requests; wait and try again."""
-
-    code = "rate_limit_exceeded"
-    http_status = 429
-    retryable = True
 
 
 class CapReached(SchedulerError):
@@ -112,3 +120,4 @@ class EngineRejected(EngineError):
     """The model server refused the request as invalid; sending it again would be refused again."""
 
     code = "engine_rejected"
+    http_status = 400

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 import structlog
 
-from scheduler import ledger, settlement
+from scheduler import engines, ledger, settlement
 from scheduler.core.strategies import STRATEGIES, Generate, Score
 from scheduler.engine import Engine, Generation, GenerationRequest
 from scheduler.errors import (
@@ -30,7 +30,7 @@ from scheduler.planning import tokens_floor
 from scheduler.settlement import KeptSample, Work
 from scheduler.states import QueryState
 from scheduler.transactions import Transact
-from scheduler.types import Outcome, Sample, Usage, VerifierSpec
+from scheduler.types import Outcome, Plan, Query, Sample, Usage, VerifierSpec
 from scheduler.verification import label
 
 ENGINE_TRIES = 3
@@ -70,6 +70,8 @@ class Drive:
     flags: Flags = field(default_factory=Flags)
     places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """What the engine takes at once; shared by all queries of a worker."""
+    distrust: Callable[[str], None] = field(default=lambda _because: None)
+    """Told, once it is written down, why the engine is to be asked nothing more."""
     _bank: list[KeptSample] = field(default_factory=list)
     _taken: list[KeptSample] = field(default_factory=list)
     _refused: CapReached | None = None
@@ -125,8 +127,9 @@ class Drive:
                 return []
             except EngineUnavailable as error:
                 log.info("engine_unavailable", query=self.work.query.id, message=error.message, wait_s=backoff_s)
-            except EngineRejected:
-                raise
+            except EngineRejected as error:
+                self._failure = error  # asking again is useless; what is paid for already may hold an answer
+                return []
             except EngineError as error:
                 tries += 1
                 if tries >= ENGINE_TRIES:
@@ -167,6 +170,8 @@ class Drive:
         except BaseException:
             await asyncio.shield(self._settle(hold.wave_id, Generation(samples=(), usage=Usage()), (), 0.0))
             raise
+        if complaint := generation.complaint or overrun(hold, generation.usage):
+            await self._quarantine(complaint)
         spec = work.query.verifier
         samples = await asyncio.to_thread(_labelled, generation.samples, spec)
         latency_s = asyncio.get_running_loop().time() - begun
@@ -181,6 +186,12 @@ class Drive:
             funded=self.work.funded, wave_id=wave_id, usage=generation.usage, latency_s=latency_s, samples=samples
         )
         return await self.transact.together(ledger.settle_all, settlement, key=self.work.funded.tenant_id)
+
+    async def _quarantine(self, because: str) -> None:
+        """Have the engine asked nothing more. What it made is paid for and kept all the same."""
+        found = engines.Distrust(worker_id=self.work.funded.worker_id, because=because)
+        await asyncio.shield(self.transact.together(engines.quarantine_all, found, key=""))
+        self.distrust(because)
 
     def _request(self, hold: ledger.Reservation) -> GenerationRequest:
         query = self.work.query
@@ -204,6 +215,8 @@ class Drive:
             state = QueryState.BUDGET_STOPPED
         elif outcome.chosen is None:
             raise self._failure or EngineError("The engine returned no sample.")
+        elif isinstance(self._failure, EngineRejected):
+            outcome = replace(outcome, because="engine refused more; best so far")
         elif self._failure is not None:
             outcome = replace(outcome, because="engine failed; best so far")
         await self._end(settlement.answered(self.work.funded, state, outcome, row_id))
@@ -215,10 +228,13 @@ class Drive:
         """End an attempt whose batch was cancelled, or hand the query back where the worker is to stop."""
         if self.flags.lost:
             return
-        stopping = self.flags.stopping and not self.flags.cancelled
-        end = settlement.given_back if stopping else settlement.called_off
+        if self.flags.stopping and not self.flags.cancelled:
+            end = settlement.given_back(self.work.funded)
+        else:
+            outcome, row_id = best_of(self.work.query, self.work.plan, (*self._taken, *self._bank))
+            end = settlement.called_off(self.work.funded, outcome, row_id)
         try:
-            await self._end(end(self.work.funded))
+            await self._end(end)
         except LeaseLost:
             log.info("already_ended", query=self.work.query.id)
 
@@ -236,9 +252,37 @@ class Drive:
             return
 
 
+def best_of(query: Query, plan: Plan, kept: Sequence[KeptSample]) -> tuple[Outcome, int | None]:
+    """What the query's strategy makes of the samples that are there, without any more, and the chosen one's row."""
+    steps = STRATEGIES[plan.arm.strategy](query, plan)
+    bank = list(kept)
+    try:
+        want = next(steps)
+        while True:
+            if isinstance(want, Generate):
+                taken, bank = bank[: want.n], bank[want.n :]
+                want = steps.send(tuple(k.sample for k in taken))
+            else:
+                want = steps.send(rewards(want))
+    except StopIteration as end:
+        outcome: Outcome = end.value
+        return outcome, next((k.row_id for k in kept if k.sample is outcome.chosen), None)
+
+
 def rewards(want: Score) -> tuple[float, ...]:
     """The outcome reward of each sample: 1 where the verifier accepted it, else 0."""
     return tuple(1.0 if sample.correct else 0.0 for sample in want.samples)
+
+
+def overrun(hold: ledger.Reservation, usage: Usage) -> str | None:
+    """What to say of an engine that reports more completion tokens than it was allowed to make; None where it obeyed.
+
+    A prompt of more tokens than were held is no such sign: that count was our estimate.
+    """
+    allowed = hold.samples * hold.tokens_max
+    if usage.completion <= allowed:
+        return None
+    return f"It reported {usage.completion} completion tokens where {allowed} were allowed."
 
 
 def wave_seed(params: Mapping[str, object], query_id: int, *, drawn: int) -> int | None:

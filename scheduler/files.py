@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import and_, delete, insert, or_, select, update
@@ -14,6 +14,7 @@ from models.tables import Batch, File, FileChunk
 from scheduler.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from scheduler.finalization import output_chunks
 from scheduler.states import BatchState
+from scheduler.unread import IS_CALLED_OFF_UNREAD
 
 PURPOSE = "batch"
 OUTPUT_PURPOSE = "batch_output"
@@ -21,6 +22,12 @@ PIECE_BYTES = 1024 * 1024
 """Large enough that a 200 MB file is 200 rows, small enough to hold one in memory per reader."""
 FILENAME_MAX = 255
 LIST_MAX = 10_000
+EXPIRES_AFTER_MIN_S, EXPIRES_AFTER_MAX_S = 3_600, 2_592_000
+"""OpenAI's bounds for files that expire: an hour and thirty days."""
+EXPIRED_AT_ONCE = 20
+"""Files forgotten in one transaction: each may be 200 MB of rows."""
+
+_IS_READ_IN = or_(Batch.state == BatchState.VALIDATING, IS_CALLED_OFF_UNREAD)
 
 
 def store_upload(
@@ -32,8 +39,9 @@ def store_upload(
     *,
     bytes_max: int,
     now: datetime,
+    expires_after_s: int | None = None,
 ) -> File:
-    """Keep an upload, however it is cut into chunks, a piece at a time.
+    """Keep an upload, however it is cut into chunks, a piece at a time; where it expires, until then.
 
     Raises:
         InvalidRequest: the purpose is not `batch`.
@@ -48,6 +56,7 @@ def store_upload(
         filename=_printable(filename),
         bytes_total=0,
         created_at=now,
+        expires_at=now + timedelta(seconds=expires_after_s) if expires_after_s is not None else None,
     )
     session.add(file)
     session.flush()
@@ -114,13 +123,34 @@ def list_files(
 def delete_file(session: Session, tenant_id: str | None, file_id: str, now: datetime) -> None:
     """Forget a file's bytes. Raises NotFound, or Conflict while a batch is still being read from it."""
     file = find_file(session, tenant_id, file_id)
-    reading = session.scalar(
-        select(Batch.id).where(Batch.input_file_id == file_id, Batch.state == BatchState.VALIDATING).limit(1)
-    )
+    reading = session.scalar(select(Batch.id).where(Batch.input_file_id == file_id, _IS_READ_IN).limit(1))
     if reading is not None:
         raise Conflict(f"Batch {reading} is still being read from file {file_id}; delete it when validation is over.")
+    _forget(session, file.id, now)
+
+
+def expired(session: Session, now: datetime) -> Sequence[str]:
+    """Files whose time is up, but for those that a batch is still being read from."""
+    is_needed = select(Batch.id).where(Batch.input_file_id == File.id, _IS_READ_IN).correlate(File).exists()
+    return session.scalars(
+        select(File.id)
+        .where(File.expires_at <= now, File.deleted_at.is_(None), ~is_needed)
+        .order_by(File.expires_at)
+        .limit(EXPIRED_AT_ONCE)
+    ).all()
+
+
+def delete_expired(session: Session, now: datetime) -> int:
+    """Forget the files whose time is up; returns how many there were."""
+    file_ids = expired(session, now)
+    for file_id in file_ids:
+        _forget(session, file_id, now)
+    return len(file_ids)
+
+
+def _forget(session: Session, file_id: str, now: datetime) -> None:
     session.execute(delete(FileChunk).where(FileChunk.file_id == file_id))
-    session.execute(update(File).where(File.id == file.id, File.deleted_at.is_(None)).values(deleted_at=now))
+    session.execute(update(File).where(File.id == file_id, File.deleted_at.is_(None)).values(deleted_at=now))
 
 
 def file_content(session: Session, file: File) -> Iterator[bytes]:

@@ -7,16 +7,17 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
 import msgspec
 from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from models.tables import Batch, PlanRow, QueryRow, SampleRow
+from models.tables import Batch, File, PlanRow, QueryRow, SampleRow, Tenant
 from scheduler.core.pricing import format_usd
-from scheduler.states import QUERY_FINAL, QUERY_OPEN, BatchState, QueryState
+from scheduler.states import BATCH_FINAL, QUERY_FINAL, QUERY_OPEN, BatchState, QueryState
+from scheduler.unread import is_called_off_unread
 
 Kind = Literal["output", "error"]
 
@@ -25,7 +26,7 @@ PAGE = 500
 
 _HAS_ANSWER = or_(
     QueryRow.state == QueryState.ANSWERED,
-    and_(QueryRow.state == QueryState.BUDGET_STOPPED, QueryRow.chosen_sample_id.is_not(None)),
+    and_(QueryRow.state.in_([QueryState.BUDGET_STOPPED, QueryState.EXPIRED]), QueryRow.chosen_sample_id.is_not(None)),
 )
 _REASONS = {
     QueryState.EXPIRED: ("batch_expired", "The batch's completion window ended before this query was answered."),
@@ -57,14 +58,24 @@ def finalize(session: Session, batch: Batch, now: datetime) -> bool:
         BatchState.CANCELLING: {"state": BatchState.CANCELLED, "cancelled_at": now},
     }
     move = moves.get(batch.state)
-    if move is None or _is_open(session, batch):
+    if move is None or _is_open(session, batch) or is_called_off_unread(session, batch.id):
         return False
     if batch.state != BatchState.CANCELLING and batch.expired_at is not None:
         move = {"state": BatchState.EXPIRED}
     moved = session.execute(
         update(Batch).where(Batch.id == batch.id, Batch.state == batch.state).values(**move).returning(Batch.id)
     ).first()
+    if moved is not None:
+        start_file_clock(session, batch, now)
     return moved is not None
+
+
+def start_file_clock(session: Session, batch: Batch, now: datetime) -> None:
+    """Let the output and error file of a batch that has ended expire when the batch asked for it."""
+    if batch.output_expires_after_s is not None:
+        expires_at = now + timedelta(seconds=batch.output_expires_after_s)
+        views = [batch.output_file_id, batch.error_file_id]
+        session.execute(update(File).where(File.id.in_(views)).values(expires_at=expires_at))
 
 
 def output_chunks(session: Session, batch: Batch, kind: Kind, page: int = PAGE) -> Iterator[bytes]:
@@ -107,7 +118,9 @@ def batch_objects(session: Session, batches: Sequence[Batch]) -> list[dict[str, 
     groups: dict[str, list[Any]] = {batch.id: [] for batch in batches}
     for row in session.execute(_counts([batch.id for batch in batches])):
         groups[row.batch_id].append(row)
-    return [_batch_object(batch, groups[batch.id]) for batch in batches]
+    tenants = select(Tenant.id, Tenant.name).where(Tenant.id.in_({batch.tenant_id for batch in batches}))
+    names = {row.id: row.name for row in session.execute(tenants)}
+    return [_batch_object(batch, groups[batch.id], names[batch.tenant_id]) for batch in batches]
 
 
 def request_id(query: QueryRow) -> str:
@@ -242,11 +255,12 @@ def _counts(batch_ids: Sequence[str]) -> Any:
     )
 
 
-def _batch_object(batch: Batch, groups: Sequence[Any]) -> dict[str, Any]:
+def _batch_object(batch: Batch, groups: Sequence[Any], tenant: str) -> dict[str, Any]:
     total = sum(group.queries for group in groups)
     completed = sum(group.with_answer for group in groups)
     ended = sum(group.queries for group in groups if group.state in QUERY_FINAL)
     models = {group.model for group in groups if group.model is not None}
+    is_over = batch.state in BATCH_FINAL  # before that, both files may still get lines
     return {
         "id": batch.id,
         "object": "batch",
@@ -256,13 +270,13 @@ def _batch_object(batch: Batch, groups: Sequence[Any]) -> dict[str, Any]:
         "input_file_id": batch.input_file_id,
         "completion_window": batch.completion_window,
         "status": batch.state,
-        "output_file_id": batch.output_file_id,
-        "error_file_id": batch.error_file_id,
+        "output_file_id": batch.output_file_id if completed or not is_over else None,
+        "error_file_id": batch.error_file_id if ended > completed or not is_over else None,
         **{name: _epoch(getattr(batch, name)) for name in _INSTANTS},
         "request_counts": {"total": total, "completed": completed, "failed": ended - completed},
         "usage": _usage(groups),
         "metadata": json.loads(batch.metadata_json) if batch.metadata_json else None,
-        "allotd": _progress(batch, groups, total - ended),
+        "allotd": {"tenant": tenant, **_progress(batch, groups, total - ended)},
     }
 
 

@@ -17,10 +17,13 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from models.tables import Batch, File, LlmRow, PriceRow, QueryRow, Tenant
+from scheduler.admission import check_queue, hold_queue
 from scheduler.core.pricing import Price
-from scheduler.errors import Conflict, InvalidRequest, TooLarge
+from scheduler.errors import Conflict, InvalidRequest, QueueFull, TooLarge
 from scheduler.files import OUTPUT_PURPOSE, PURPOSE, find_file, read_chunks
-from scheduler.jsonlines import BYTE_ORDER_MARK, Line, foreign_start, split_lines
+from scheduler.finalization import start_file_clock
+from scheduler.forecast import Prospects, Reach, reaches
+from scheduler.jsonlines import BYTE_ORDER_MARK, Line, foreign_start, salvaged_id, split_lines
 from scheduler.ledger import price_at
 from scheduler.planning import allot, as_query, choose_strategy, estimate_nanousd
 from scheduler.prediction import FixedPriors
@@ -39,6 +42,7 @@ from scheduler.requests import (
 from scheduler.settings import Settings
 from scheduler.states import BatchState, QueryState
 from scheduler.types import Arm
+from scheduler.unread import ENDS_AS, is_called_off_unread
 
 WINDOW = "24h"
 WINDOW_MAX = timedelta(days=30)
@@ -64,6 +68,7 @@ class DryRun:
     low_nanousd: int
     expected_nanousd: int
     worst_nanousd: int
+    reaches: tuple[Reach, ...] = ()
 
 
 def create_batch(
@@ -75,13 +80,15 @@ def create_batch(
     completion_window: str = WINDOW,
     metadata: Mapping[str, str] | None = None,
     cost_max_nanousd: int | None = None,
+    output_expires_after_s: int | None = None,
     idempotency_key: str | None = None,
     now: datetime,
 ) -> Batch:
     """Open a batch on an uploaded file; its lines are read later, by `advance_intake`.
 
     The same idempotency key returns the same batch. Raises InvalidRequest, NotFound for a file that is not this
-    tenant's, or Conflict where the key came with another request before.
+    tenant's, Conflict where the key came with another request before, or QueueFull where no more of its queries may
+    wait.
     """
     if endpoint != ENDPOINT:
         raise InvalidRequest(f"The endpoint {endpoint[:64]!r} is not supported; use '{ENDPOINT}'.", param="endpoint")
@@ -95,11 +102,13 @@ def create_batch(
         "completion_window": completion_window,
         "metadata_json": json.dumps(metadata, sort_keys=True) if metadata else None,
         "limit_nanousd": min(limits, default=None),
+        "output_expires_after_s": output_expires_after_s,
     }
     if idempotency_key is not None:
         _check_idempotency_key(idempotency_key)
         if (known := _same_request(session, tenant_id, idempotency_key, wanted)) is not None:
             return known
+    check_queue(session, tenant_id, session.scalar(select(Tenant.queued_max).where(Tenant.id == tenant_id)))
     file = find_file(session, tenant_id, input_file_id)
     if file.purpose != PURPOSE:
         raise InvalidRequest(f"File {file.id} has purpose '{file.purpose}'; upload one with purpose '{PURPOSE}'.")
@@ -122,8 +131,9 @@ def create_interactive(
     now: datetime,
     samples_limit: int = SAMPLES_MAX,
 ) -> int:
-    """Queue one query of a client that waits; returns its id. Raises what `parse_chat_body` raises."""
+    """Queue one query of a client that waits; returns its id. Raises what `parse_chat_body` raises, or QueueFull."""
     query = parse_chat_body(body, known_limits(session, now, samples_limit))
+    check_queue(session, tenant_id, hold_queue(session, tenant_id))
     batch = Batch(
         id=_new_batch_id(),
         tenant_id=tenant_id,
@@ -147,16 +157,18 @@ def advance_intake(session: Session, batch_id: str, settings: Settings, now: dat
     """Turn the next lines of a batch's file into queries; returns whether nothing is left to read.
 
     The rows and the place in the file are written in the same transaction, so a crash between two calls loses and
-    repeats nothing. Queries wait as `queued`, and none is planned before the batch is `in_progress`.
+    repeats nothing. Queries wait as `queued`, and none is planned before the batch is `in_progress`. Where the batch
+    was cancelled or expired meanwhile, the rest of its lines end as it does, so that each of them is accounted for.
     """
     batch = session.get(Batch, batch_id, populate_existing=True)
-    if batch is None or batch.state != BatchState.VALIDATING or batch.input_file_id is None:
+    if batch is None or batch.input_file_id is None or not _is_being_read(session, batch):
         return True
+    queued_max = hold_queue(session, batch.tenant_id)
     chunks = read_chunks(session, batch.input_file_id, batch.bytes_read)
     if batch.bytes_read == 0:
         first = next(chunks, b"")
         if (wrong := foreign_start(first)) is not None:
-            return _fail(session, batch, [_file_error("invalid_encoding", wrong)], now)
+            return _refuse_file(session, batch, [_file_error("invalid_encoding", wrong)], now)
         chunks = chain((first,), chunks)
     taken, is_end = _next_lines(batch, chunks, settings.line_bytes_max, lines)
     last = taken[-1] if taken else Line(batch.lines_read, None, batch.bytes_read)
@@ -165,9 +177,13 @@ def advance_intake(session: Session, batch_id: str, settings: Settings, now: dat
     _insert_lines(session, batch, taken, settings, now)
     if last.number > settings.lines_max and _count(session, batch) > settings.lines_max:
         message = f"The file has more than {settings.lines_max} lines; split it into several batches."
-        session.execute(delete(QueryRow).where(QueryRow.batch_id == batch.id))
-        return _fail(session, batch, [_file_error("too_many_lines", message)], now)
-    return _begin(session, batch, now) if is_end else False
+        return _refuse_file(session, batch, [_file_error("too_many_lines", message)], now)
+    try:
+        check_queue(session, batch.tenant_id, queued_max, coming=0)
+    except QueueFull as full:
+        # All or nothing, as for OpenAI's own limit: half a batch would have to be found out and sent again.
+        return _refuse_file(session, batch, [_file_error(full.code, _too_many(full, batch))], now)
+    return _end_of_file(session, batch, now) if is_end else False
 
 
 def dry_run(
@@ -177,8 +193,9 @@ def dry_run(
     tenant_id: str,
     now: datetime,
     strategy: str | None = None,
+    what_if_nanousd: Sequence[int] = (),
 ) -> DryRun:
-    """What a file would do and cost. Writes nothing.
+    """What a file would do and cost, and what it would reach for each of the amounts. Writes nothing.
 
     Raises InvalidRequest for what would fail the batch as a whole, TooLarge for a file over the limits.
     """
@@ -190,6 +207,7 @@ def dry_run(
     prices: dict[str, Price] = {}
     seen: dict[str, int] = {}
     bad: list[Rejection] = []
+    prospects = Prospects()
     total = runnable = low = expected = worst = 0
     for line in split_lines(_checked_start(chunks, settings.file_bytes_max), settings.line_bytes_max):
         total += 1
@@ -202,7 +220,7 @@ def dry_run(
             continue
         runnable += 1
         price = prices.get(parsed.model) or prices.setdefault(parsed.model, price_at(session, parsed.model, now))
-        costs = budget_for(parsed, llms[parsed.model], price, settings)
+        costs = budget_for(parsed, llms[parsed.model], price, settings, prospects)
         low, expected, worst = low + costs[0], expected + costs[1], worst + costs[2]
     if not total:
         raise InvalidRequest("The file has no lines; write one request per line.", code="empty_file")
@@ -213,11 +231,14 @@ def dry_run(
         low_nanousd=low,
         expected_nanousd=expected,
         worst_nanousd=worst,
+        reaches=reaches(prospects, what_if_nanousd),
     )
 
 
-def budget_for(parsed: ParsedQuery, llm: LlmRow, price: Price, settings: Settings) -> tuple[int, int, int]:
-    """The (low, expected, worst) nano-dollars of a query that is not yet a row."""
+def budget_for(
+    parsed: ParsedQuery, llm: LlmRow, price: Price, settings: Settings, prospects: Prospects
+) -> tuple[int, int, int]:
+    """The (low, expected, worst) nano-dollars of a query that is not yet a row; what it promises joins `prospects`."""
     row = QueryRow(id=0, line=parsed.line, **_queued(parsed))
     query = as_query(row, llm)
     strategy = choose_strategy(parsed.strategy, query.verifier, parsed.samples_max, query.temperature)
@@ -225,6 +246,7 @@ def budget_for(parsed: ParsedQuery, llm: LlmRow, price: Price, settings: Setting
     plan = allot(row, query, arm, llm, settings)
     [prediction] = FixedPriors().predict([query], [arm])
     low, expected, worst = estimate_nanousd(plan, query, prediction, price)
+    prospects.add(prediction, sample_nanousd=low, samples_max=plan.samples_max, is_voted=strategy == "self_consistency")
     if parsed.limit_nanousd is None:
         return low, expected, worst
     return min(low, parsed.limit_nanousd), min(expected, parsed.limit_nanousd), min(worst, parsed.limit_nanousd)
@@ -355,11 +377,34 @@ def _move_on(session: Session, batch: Batch, last: Line) -> bool:
     """Note how far the file is read, if nobody else has read on from here."""
     moved = session.execute(
         update(Batch)
-        .where(Batch.id == batch.id, Batch.state == BatchState.VALIDATING, Batch.bytes_read == batch.bytes_read)
+        .where(Batch.id == batch.id, Batch.state == batch.state, Batch.bytes_read == batch.bytes_read)
         .values(bytes_read=last.end, lines_read=last.number)
         .returning(Batch.id)
     ).first()
     return moved is not None
+
+
+def _is_being_read(session: Session, batch: Batch) -> bool:
+    return batch.state == BatchState.VALIDATING or is_called_off_unread(session, batch.id)
+
+
+def _end_of_file(session: Session, batch: Batch, now: datetime) -> bool:
+    """Let what was read run, or close a batch that was called off meanwhile. Always True: nothing is left to read."""
+    return _begin(session, batch, now) if batch.state == BatchState.VALIDATING else _close(session, batch)
+
+
+def _refuse_file(session: Session, batch: Batch, errors: Sequence[dict[str, Any]], now: datetime) -> bool:
+    """Fail a batch whose file cannot be taken at all. Always True: nothing is left to read."""
+    if batch.state != BatchState.VALIDATING:
+        return _close(session, batch)  # it was called off, and ends as that
+    session.execute(delete(QueryRow).where(QueryRow.batch_id == batch.id))
+    return _fail(session, batch, errors, now)
+
+
+def _close(session: Session, batch: Batch) -> bool:
+    size = select(File.bytes_total).where(File.id == batch.input_file_id).scalar_subquery()
+    session.execute(update(Batch).where(Batch.id == batch.id).values(bytes_read=size))
+    return True
 
 
 def _insert_lines(session: Session, batch: Batch, lines: Sequence[Line], settings: Settings, now: datetime) -> None:
@@ -372,13 +417,22 @@ def _insert_lines(session: Session, batch: Batch, lines: Sequence[Line], setting
     parsed = [_parse(line, settings.line_bytes_max, defaults, limits) for line in lines]
     taken = _taken_ids(session, batch.id, [each.custom_id for each in parsed if each.custom_id is not None])
     rows = [_row(_without_duplicates(each, taken), batch.id, batch.tenant_id, now) for each in parsed]
+    if (outcome := ENDS_AS.get(BatchState(batch.state))) is not None:
+        rows = [_called_off(row, outcome, now) for row in rows]
     session.execute(insert(_QUERIES), rows)
+
+
+def _called_off(row: dict[str, Any], outcome: QueryState, now: datetime) -> dict[str, Any]:
+    """The row of a line whose batch was over before it was read; a line that could never have run says why."""
+    if row["state"] == QueryState.FAILED and row["because"] not in _FOR_NOW:
+        return row
+    return {**row, "state": outcome, "finished_at": now, "because": outcome.value, "error_json": None}
 
 
 def _parse(line: Line, line_bytes_max: int, defaults: Defaults, limits: Limits) -> ParsedQuery | Rejection:
     if line.content is None:
         message = f"Line {line.number} is longer than {line_bytes_max} bytes; shorten it."
-        return Rejection(line=line.number, code="line_too_long", message=message)
+        return Rejection(line=line.number, code="line_too_long", message=message, said=salvaged_id(line.start))
     return parse_line(line.content, line.number, defaults, limits)
 
 
@@ -497,6 +551,13 @@ def _reasons(session: Session, batch: Batch) -> list[dict[str, Any]]:
     return listed
 
 
+def _too_many(full: QueueFull, batch: Batch) -> str:
+    return (
+        f"With the lines of {batch.id} more than {full.attributes['queued_max']} of your queries would wait, which is "
+        "the most that may; send it again when others have ended, in smaller batches, or ask for more."
+    )
+
+
 def _file_error(code: str, message: str) -> dict[str, Any]:
     return {"code": code, "message": message, "param": None, "line": None}
 
@@ -512,6 +573,7 @@ def _fail(session: Session, batch: Batch, errors: Sequence[dict[str, Any]], now:
             errors_json=json.dumps({"object": "list", "data": list(errors)}),
         )
     )
+    start_file_clock(session, batch, now)
     return True
 
 
@@ -540,6 +602,8 @@ def _no_short_start(chunks: Iterable[bytes]) -> Iterator[bytes]:
 
 
 IDS_PER_LOOKUP = 1000
+_FOR_NOW = frozenset({"model_not_found", "model_unpriced"})
+"""Why a line cannot run that might run at another time; where nothing runs, that is no reason."""
 _QUERIES = cast("SqlTable", QueryRow.__table__)  # past the ORM, which does more per row than inserting it
 _TAKEN = select(QueryRow.custom_id, QueryRow.line).where(
     QueryRow.batch_id == bindparam("batch_id"), QueryRow.custom_id.in_(bindparam("custom_ids", expanding=True))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 
+START_BYTES = 4096
+"""What is kept of a line that is too long to be held: enough to see whose it is."""
 DEPTH_MAX = 64
 """How deep objects and lists may nest. Tool schemas stay under 20; JSON parsers give up from about 1000 on."""
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -33,17 +35,19 @@ _LONE_SURROGATE = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
 )
+_CUSTOM_ID = re.compile(rb'(?<!\\)"custom_id"\s*:\s*("(?:[^"\\]|\\.)*")')
 _decoder = msgspec.json.Decoder()
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One line that is not blank: its number in the file from 1, its bytes (None where it is too long to be held), and
-    how many bytes and lines of the file are behind it."""
+    how many bytes and lines of the file are behind it. `start` is how a line begins that is too long."""
 
     number: int
     content: bytes | None
     end: int
+    start: bytes = field(default=b"", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +76,7 @@ def split_lines(chunks: Iterable[bytes], line_bytes_max: int, *, number: int = 0
         number: the lines before it.
         at: the bytes before it.
     """
-    buffer = b""
+    buffer = head = b""
     too_long = False
     for chunk in chunks:
         buffer = buffer + chunk if buffer else chunk
@@ -88,19 +92,22 @@ def split_lines(chunks: Iterable[bytes], line_bytes_max: int, *, number: int = 0
                 continue
             number += 1
             at += end + 1 - start
-            fits = not too_long and end - start <= line_bytes_max
-            yield Line(number, buffer[start:end] if fits else None, at)
+            if not too_long and end - start <= line_bytes_max:
+                yield Line(number, buffer[start:end], at)
+            else:
+                yield Line(number, None, at, head if too_long else buffer[start : min(end, start + START_BYTES)])
             too_long = False
             start = end + 1
         rest = len(buffer) - start
         if too_long or rest > line_bytes_max:
+            head = head if too_long else buffer[start : start + START_BYTES]
             too_long = True
             at += rest
             buffer = b""
         else:
             buffer = buffer[start:]
     if too_long or buffer.strip():
-        yield Line(number + 1, None if too_long else buffer, at + len(buffer))
+        yield Line(number + 1, None if too_long else buffer, at + len(buffer), head if too_long else b"")
 
 
 def decode(raw: bytes) -> Any | Fault:
@@ -113,6 +120,13 @@ def decode(raw: bytes) -> Any | Fault:
     if raw.count(b"{") + raw.count(b"[") > DEPTH_MAX and _is_deeper(value, DEPTH_MAX):
         return Fault(code="nested_too_deep", problem=f"is nested deeper than {DEPTH_MAX} levels; flatten it")
     return value
+
+
+def salvaged_id(raw: bytes) -> str | None:
+    """The custom_id that bytes name which are no whole object, so that their owner can tell which line it was."""
+    found = _CUSTOM_ID.search(raw)
+    value = decode(found[1]) if found is not None else None
+    return value if isinstance(value, str) else None
 
 
 def _diagnose(raw: bytes, error: Exception) -> Fault:

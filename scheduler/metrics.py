@@ -13,11 +13,13 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from models.tables import Batch, QueryRow, Tenant, Worker
+from models.tables import Alert, Batch, Delivery, QueryRow, Tenant, WebhookRow, Worker
+from scheduler.audit import last_audit
 from scheduler.caps import CapStatus, list_caps
 from scheduler.core.pricing import NANOUSD_PER_USD
 from scheduler.database import reading
-from scheduler.states import BATCH_FINAL, QUERY_OPEN, BatchState
+from scheduler.states import BATCH_FINAL, QUERY_OPEN, BatchState, DeliveryState
+from scheduler.types import AlertKind
 from scheduler.wiring import Services
 
 TENANTS_SHOWN = 200
@@ -69,6 +71,9 @@ class DatabaseCollector(Collector):
                     _open_batches(session),
                     *_money(session, now),
                     _workers(session, alive_since),
+                    *_ledger(session),
+                    _alerts(session),
+                    _deliveries(session),
                 ]
         except SQLAlchemyError as error:
             log.warning("scrape_failed", error=str(error))
@@ -124,11 +129,18 @@ def _caps(caps: list[CapStatus]) -> list[Metric]:
     labels = ("tenant", "period", "model")
     limit = GaugeMetricFamily("allotd_cap_limit_usd", "A tenant's limit per period.", labels=labels)
     left = GaugeMetricFamily("allotd_cap_left_usd", "What a limit leaves in its present period.", labels=labels)
+    phantom = GaugeMetricFamily(
+        "allotd_cap_phantom_block_usd",
+        "What a limit still left when it first refused a query in its present period.",
+        labels=labels,
+    )
     for cap in caps:
         values = (cap.tenant_name, cap.period.value, cap.model or "")
         limit.add_metric(values, cap.limit_nanousd / NANOUSD_PER_USD)
         left.add_metric(values, cap.left_nanousd / NANOUSD_PER_USD)
-    return [limit, left]
+        if cap.phantom_block_nanousd is not None:
+            phantom.add_metric(values, cap.phantom_block_nanousd / NANOUSD_PER_USD)
+    return [limit, left, phantom]
 
 
 def _workers(session: Session, alive_since: datetime) -> Metric:
@@ -141,4 +153,51 @@ def _workers(session: Session, alive_since: datetime) -> Metric:
     found = {bool(quarantined): count for quarantined, count in rows}
     for quarantined, state in ((False, "alive"), (True, "quarantined")):
         family.add_metric((state,), found.get(quarantined, 0))
+    return family
+
+
+def _ledger(session: Session) -> list[Metric]:
+    """What the newest audit found; nothing before there was one."""
+    audit = last_audit(session)
+    if audit is None:
+        return []
+    return [
+        GaugeMetricFamily(
+            "allotd_ledger_balanced",
+            "1 where every balance and every entry added up at the last audit, else 0.",
+            value=float(audit.discrepancies == 0),
+        ),
+        GaugeMetricFamily(
+            "allotd_ledger_discrepancies", "Figures that did not add up at the last audit.", value=audit.discrepancies
+        ),
+        GaugeMetricFamily(
+            "allotd_ledger_verified_timestamp_seconds",
+            "The instant of the ledger that the last audit looked at.",
+            value=audit.began_at.timestamp(),
+        ),
+    ]
+
+
+def _alerts(session: Session) -> Metric:
+    family = CounterMetricFamily("allotd_alerts", "Alerts raised, ever.", labels=("kind",))
+    found = dict(session.execute(select(Alert.kind, func.count()).group_by(Alert.kind)).all())
+    for kind in AlertKind:
+        family.add_metric((kind.value,), found.get(kind, 0))
+    return family
+
+
+def _deliveries(session: Session) -> Metric:
+    family = GaugeMetricFamily(
+        "allotd_webhook_deliveries", "Alerts on their way to webhooks, and those given up.", labels=("state",)
+    )
+    found = dict(
+        session.execute(
+            select(Delivery.state, func.count())
+            .join(WebhookRow, WebhookRow.id == Delivery.webhook_id)
+            .where(Delivery.state != DeliveryState.DELIVERED, WebhookRow.removed_at.is_(None))
+            .group_by(Delivery.state)
+        ).all()
+    )
+    for state in (DeliveryState.PENDING, DeliveryState.DEAD):
+        family.add_metric((state.value,), found.get(state, 0))
     return family

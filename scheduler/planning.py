@@ -12,6 +12,8 @@ from sqlalchemy import ColumnElement, and_, bindparam, func, insert, select, tru
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, LlmRow, PlanRow, PriceRow, QueryRow, Tenant, Worker
+from scheduler import refusals
+from scheduler.admission import room_of
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.pricing import Price
 from scheduler.ledger import left_under, live_caps, name_of, price_at
@@ -73,7 +75,11 @@ def choose_window(
         if tenant_id in models:
             models[tenant_id].append(model)
     each = max(8, 2 * room // len(tenants)) if len(tenants) > 1 else room
-    heads = {tenant.id: _heads(session, tenant.id, models[tenant.id], each) for tenant in tenants}
+    own_room = room_of(session, tenants)
+    heads = {
+        tenant.id: _heads(session, tenant.id, models[tenant.id], min(each, own_room.get(tenant.id, each)))
+        for tenant in tenants
+    }
     costs = {tenant_id: [_rough_cost(row) for row in rows] for tenant_id, rows in heads.items()}
     turns = rotation.choose(costs, {tenant.id: tenant.weight for tenant in tenants}, room)
     return [row for tenant_id, count in turns.items() for row in heads[tenant_id][:count]]
@@ -113,6 +119,7 @@ def draft_plans(
 def fund_window(session: Session, drafts: Sequence[Draft], now: datetime) -> list[int]:
     """Write the plans of those queries that still wait, and park what no cap can pay; returns the new attempts' ids."""
     parked, funded = _split_by_funds(session, drafts, now)
+    refusals.note_unfunded(session, {(d.tenant_id, d.query.model): d.need_nanousd for d in reversed(parked)}, now)
     for draft in parked:
         session.execute(
             update(QueryRow)
@@ -182,7 +189,8 @@ def waits_in(state: QueryState, tenant_id: str, model: str) -> ColumnElement[boo
 
 def allot(row: QueryRow | Any, query: Query, arm: Arm, llm: LlmRow | Any | None, settings: Settings) -> Plan:
     """The budget of one query: what the request asks for, else the defaults, within the model's context."""
-    samples_max = 1 if arm.strategy == "direct" else row.samples_max or settings.samples_max
+    is_one = arm.strategy == "direct" or query.is_greedy  # a second greedy sample would be the first once more
+    samples_max = 1 if is_one else row.samples_max or settings.samples_max
     asked = [limit for limit in (row.tokens_max, query.params.get("max_tokens")) if limit is not None]
     tokens_max = min(asked) if asked else settings.tokens_max
     if llm is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 import structlog
@@ -12,12 +12,11 @@ from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, PlanRow, QueryRow, Wave, Worker
-from scheduler import ledger
-from scheduler.core.strategies import STRATEGIES, Generate, Score
-from scheduler.execution import rewards
+from scheduler import dispatch, ledger
+from scheduler.execution import best_of
 from scheduler.planning import WANTED_FIRST, as_query, tightest_cap, waiting_groups, waits_in
 from scheduler.settings import Settings
-from scheduler.settlement import KeptSample, as_plan, kept_samples
+from scheduler.settlement import EXPIRED_BEST, KeptSample, as_plan, kept_samples
 from scheduler.states import AttemptState, BatchState, QueryState, WaveState
 from scheduler.types import Outcome
 
@@ -27,9 +26,20 @@ AT_ONCE = 100
 log = structlog.get_logger()
 
 
-def lost_attempts(session: Session, settings: Settings, now: datetime) -> Sequence[int]:
-    """Running attempts whose worker has been silent for longer than its lease, or has said that it stopped."""
-    silent_since = now - timedelta(seconds=settings.lease_s)
+def bury(session: Session, worker_ids: Sequence[str], now: datetime) -> None:
+    """Count workers out whose process is gone. What they run is lost, and what was sent to them is sent again."""
+    session.execute(
+        update(Worker).where(Worker.id.in_(worker_ids), Worker.stopped_at.is_(None)).values(stopped_at=now, capacity=0)
+    )
+    dispatch.send_again(session)  # nobody knows which messages the dead had taken
+
+
+def lost_attempts(session: Session, settings: Settings, now: datetime, *, is_patient: bool = False) -> Sequence[int]:
+    """Running attempts whose worker has stopped or died, or has been silent for longer than its lease.
+
+    Silence does not count where one `is_patient`, because workers could not have been heard.
+    """
+    silent_since = now - timedelta(seconds=settings.lease_s) if not is_patient else datetime.min.replace(tzinfo=UTC)
     return session.scalars(
         select(Attempt.id)
         .outerjoin(Worker, Worker.id == Attempt.worker_id)
@@ -59,10 +69,11 @@ def take_back(session: Session, attempt_ids: Sequence[int], settings: Settings, 
 def call_off(session: Session, batch: Batch, state: QueryState, now: datetime) -> None:
     """End every query of a batch that no worker is running, as `cancelled` or `expired`.
 
-    One that was parked with samples already paid for ends as `budget_stopped`, with the best answer they hold.
+    On expiry, samples already paid for are not thrown away: a query that has some ends with the best answer they hold,
+    as `budget_stopped` where it waited for money.
     """
     if state is QueryState.EXPIRED:
-        _answer_parked(session, batch, now)
+        _answer_from_kept(session, batch, now)
     waiting = [QueryState.QUEUED, QueryState.PARKED, QueryState.PLANNED]
     session.execute(
         update(QueryRow)
@@ -169,21 +180,21 @@ def _take_back_one(session: Session, attempt_id: int, query_id: int, settings: S
     return 1
 
 
-def _answer_parked(session: Session, batch: Batch, now: datetime) -> None:
+def _answer_from_kept(session: Session, batch: Batch, now: datetime) -> None:
+    waiting = [QueryState.QUEUED, QueryState.PARKED, QueryState.PLANNED]
     rows = session.scalars(
-        select(QueryRow).where(
-            QueryRow.batch_id == batch.id, QueryRow.state == QueryState.PARKED, QueryRow.samples_drawn > 0
-        )
+        select(QueryRow).where(QueryRow.batch_id == batch.id, QueryRow.state.in_(waiting), QueryRow.samples_drawn > 0)
     ).all()
     kept = kept_samples(session, [row.id for row in rows])
     for row in rows:
         outcome, row_id = best_of_kept(session, row, kept.get(row.id, ()))
         if outcome.chosen is None:
             continue
-        row.state = QueryState.BUDGET_STOPPED
+        is_parked = row.state == QueryState.PARKED
+        row.because = f"{row.parked_because} limit reached" if is_parked else EXPIRED_BEST
+        row.state = QueryState.BUDGET_STOPPED if is_parked else QueryState.EXPIRED
         row.finished_at = now
         row.chosen_sample_id = row_id
-        row.because = f"{row.parked_because} limit reached"
         row.confidence = outcome.confidence
         row.correct = outcome.chosen.correct
     session.flush()
@@ -194,19 +205,4 @@ def best_of_kept(session: Session, row: QueryRow, kept: tuple[KeptSample, ...]) 
     plan_row = session.scalars(
         select(PlanRow).where(PlanRow.query_id == row.id).order_by(PlanRow.id.desc()).limit(1)
     ).one()
-    plan = as_plan(plan_row)
-    steps = STRATEGIES[plan.arm.strategy](as_query(row, None), plan)
-    bank = list(kept)
-    try:
-        want = next(steps)
-        while True:
-            if isinstance(want, Generate):
-                taken, bank = bank[: want.n], bank[want.n :]
-                want = steps.send(tuple(k.sample for k in taken))
-            else:
-                assert isinstance(want, Score)
-                want = steps.send(rewards(want))
-    except StopIteration as end:
-        outcome: Outcome = end.value
-        row_id = next((k.row_id for k in kept if k.sample is outcome.chosen), None)
-        return outcome, row_id
+    return best_of(as_query(row, None), as_plan(plan_row), kept)

@@ -21,7 +21,10 @@ from sqlalchemy.orm import Session, aliased
 
 from models.tables import Batch, Entry, PlanRow, QueryRow, SampleRow, Tenant, Wave
 from scheduler.caps import CapStatus, list_caps
-from scheduler.states import QUERY_FINAL, WaveState
+from scheduler.states import QUERY_FINAL, QueryState, WaveState
+
+OWN_OUTCOMES = frozenset({QueryState.ANSWERED, QueryState.BUDGET_STOPPED, QueryState.ABANDONED})
+"""Ends that a query's own budget and answers brought about; what broke or was called off says nothing of budgets."""
 
 ROWS_AT_ONCE = 5_000
 """Rows fetched at a time where single values are needed; only eight bytes of each are kept."""
@@ -63,8 +66,10 @@ class SpendGroup:
     prompt_tokens .. reasoning_tokens: as billed; `completion_tokens` includes reasoning.
     discarded_tokens: completion tokens of the ended queries' samples that were not chosen.
     cost_nanousd: the sum of the ledger's entries.
-    ended_cost_nanousd: what the ended queries cost over their whole life, the measure of the saving.
-    uniform_cost_nanousd: what they would have cost if every query of a batch had been given the largest sample budget
+    own_queries, own_samples: the queries that ended with an outcome of their own (answered, stopped by their budget or
+        abandoned, not failed or called off with their batch), and their samples.
+    own_cost_nanousd: what those cost over their whole life, the measure of the saving.
+    uniform_cost_nanousd: what those would have cost if every query of a batch had been given the largest sample budget
         planned in that batch, at that query's mean cost per sample.
     """
 
@@ -79,7 +84,9 @@ class SpendGroup:
     reasoning_tokens: int = 0
     discarded_tokens: int = 0
     cost_nanousd: int = 0
-    ended_cost_nanousd: int = 0
+    own_queries: int = 0
+    own_samples: int = 0
+    own_cost_nanousd: int = 0
     uniform_cost_nanousd: int = 0
     latencies_s: array[float] = field(default_factory=lambda: array("d"))
     prompt_errors: array[float] = field(default_factory=lambda: array("d"))
@@ -96,8 +103,8 @@ class SpendGroup:
 
     @property
     def samples_per_query(self) -> float | None:
-        """Samples drawn per ended query."""
-        return _ratio(self.samples, self.queries)
+        """Samples drawn per query that ended with an outcome of its own."""
+        return _ratio(self.own_samples, self.own_queries)
 
     @property
     def cost_per_correct_nanousd(self) -> int | None:
@@ -107,7 +114,7 @@ class SpendGroup:
     @property
     def saving_ratio(self) -> float | None:
         """How many times dearer the uniform budget would have been."""
-        return _ratio(self.uniform_cost_nanousd, self.ended_cost_nanousd)
+        return _ratio(self.uniform_cost_nanousd, self.own_cost_nanousd)
 
     @property
     def latency_p50_s(self) -> float | None:
@@ -143,7 +150,9 @@ _SUMMED = (
     "reasoning_tokens",
     "discarded_tokens",
     "cost_nanousd",
-    "ended_cost_nanousd",
+    "own_queries",
+    "own_samples",
+    "own_cost_nanousd",
     "uniform_cost_nanousd",
 )
 
@@ -239,8 +248,10 @@ def _add_ended_queries(session: Session, scope: Scope, by: By, groups: dict[str 
                 correct=correct,
                 samples=samples,
                 discarded_tokens=max(discarded, 0),
-                ended_cost_nanousd=spent,
-                uniform_cost_nanousd=uniform_cost,
+                own_queries=count if state in OWN_OUTCOMES else 0,
+                own_samples=samples if state in OWN_OUTCOMES else 0,
+                own_cost_nanousd=spent if state in OWN_OUTCOMES else 0,
+                uniform_cost_nanousd=uniform_cost if state in OWN_OUTCOMES else 0,
             )
         )
 

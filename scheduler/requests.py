@@ -7,15 +7,17 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import UNSET, Meta, UnsetType
+from msgspec import Meta
 
+from scheduler.chat_body import ChatBody, Whole, fault_of, passed_on
+from scheduler.chat_refusals import KNOWN_VALUES, REFUSED
 from scheduler.core.pricing import parse_usd
 from scheduler.core.strategies import STRATEGIES
 from scheduler.errors import InvalidRequest, ModelUnpriced, NotFound, SchedulerError
-from scheduler.jsonlines import Fault, decode
+from scheduler.jsonlines import Fault, decode, salvaged_id
 from scheduler.tokens import FALLBACK_MARGIN, counter_for
 from scheduler.types import Verdict
 from scheduler.verification import check_spec
@@ -24,39 +26,10 @@ ENDPOINT = "/v1/chat/completions"
 CUSTOM_ID_MAX = 512
 TAG_MAX = 128
 REFERENCE_MAX = 65_536
-TOKENS_MAX = 10_000_000
-"""Ten times the longest context that is served in 2026; a larger number is a mistake."""
 SAMPLES_MAX = 1024
 PRIORITY_MAX = 100
 SHOWN_MAX = 64
 """Characters of a wrong value that an error message repeats."""
-
-ROLES = ("system", "developer", "user", "assistant", "tool", "function")
-
-Whole = Annotated[int, Meta(ge=1, le=TOKENS_MAX)]
-Penalty = Annotated[float, Meta(ge=-2, le=2)]
-
-
-class Part(msgspec.Struct):
-    """One part of a message's content."""
-
-    type: str
-    text: str | UnsetType = UNSET
-    image_url: Any = UNSET
-    video_url: Any = UNSET
-    audio_url: Any = UNSET
-
-
-class Message(msgspec.Struct):
-    """One message of a chat."""
-
-    role: Literal[ROLES]  # type: ignore[valid-type]
-    content: str | Annotated[list[Part], Meta(min_length=1)] | UnsetType | None = UNSET
-    name: str | UnsetType | None = UNSET
-    tool_calls: list[dict[str, Any]] | UnsetType | None = UNSET
-    function_call: dict[str, Any] | UnsetType | None = UNSET
-    tool_call_id: str | UnsetType | None = UNSET
-    refusal: str | UnsetType | None = UNSET
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -72,27 +45,9 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] | None = None
 
 
-class Body(msgspec.Struct):
-    """A chat completion request: what allotd itself must understand of it. What it does not name passes through."""
+class Body(ChatBody):
+    """A chat completion request with what allotd is told about it."""
 
-    model: str
-    messages: Annotated[list[Message], Meta(min_length=1)]
-    max_tokens: Whole | None = None
-    max_completion_tokens: Whole | None = None
-    n: int | None = None
-    stream: bool | None = None
-    stream_options: Any = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
-    stop: str | list[str] | None = None
-    logprobs: bool | None = None
-    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    tools: list[dict[str, Any]] | None = None
-    response_format: dict[str, Any] | None = None
-    user: str | None = None
     allotd: Options | None = None
 
 
@@ -186,7 +141,9 @@ def parse_line(raw: bytes, line: int, defaults: Defaults, limits: Limits) -> Par
     """One line of a batch's file as a query, or why it is none."""
     value = decode(raw)
     if isinstance(value, Fault):
-        return Rejection(line=line, code=value.code, message=f"Line {line} {value.problem}.")
+        name = salvaged_id(raw)
+        said = _shown(name) if name is not None else None
+        return Rejection(line=line, code=value.code, message=f"Line {line} {value.problem}.", said=said)
     if not isinstance(value, dict):
         problem = (
             f"Line {line} is {_word_for(value)}, not an object; write {{...}} with custom_id, method, url and body."
@@ -284,8 +241,8 @@ def _parsed(
     custom_id: str | None,
 ) -> ParsedQuery:
     """The query that a body of the right types asks for. Raises _Refused where it cannot be run."""
-    _check_generation(checked, where)
-    _check_messages(checked.messages, where)
+    if (fault := fault_of(checked, where)) is not None:
+        raise _Refused(fault.code, fault.param, fault.problem)
     llm = _check_model(checked.model, limits, where)
     tokens_max = _check_tokens_max(checked, llm, where)
     cost_max_usd = checked.allotd.cost_max_usd if checked.allotd is not None else None
@@ -307,43 +264,6 @@ def _parsed(
         priority=options.priority or 0,
         limit_nanousd=None if cost_max_usd is None else _limit_nanousd(cost_max_usd, f"{where}allotd."),
     )
-
-
-def _check_generation(body: Body, where: str) -> None:
-    if body.stream:
-        raise _Refused("stream_unsupported", f"{where}stream", f"{where}stream is true, and answers are not streamed")
-    if body.n is not None and body.n != 1:
-        raise _Refused(
-            "n_unsupported",
-            f"{where}n",
-            f"{where}n is {body.n}, and one answer is returned; for more samples set {where}allotd.samples_max",
-        )
-
-
-def _check_messages(messages: list[Message], where: str) -> None:
-    for i, message in enumerate(messages):
-        content = message.content
-        if isinstance(content, str):
-            continue
-        path = f"{where}messages[{i}].content"
-        if isinstance(content, list):
-            for j, part in enumerate(content):
-                _check_part(part, f"{path}[{j}]")
-        elif message.role != "assistant" or not (message.tool_calls or message.function_call or message.refusal):
-            raise _Refused("invalid_message", path, f"{path} is missing; give text or a list of parts")
-
-
-def _check_part(part: Part, path: str) -> None:
-    if part.type == "text" and part.text is UNSET:
-        raise _Refused("invalid_message", f"{path}.text", f"{path}.text is missing")
-    for kind in ("image_url", "video_url", "audio_url"):
-        given = getattr(part, kind)
-        if given is UNSET:
-            continue
-        url = given.get("url") if isinstance(given, dict) else given
-        # The model server would fetch it from inside its own network.
-        if not isinstance(url, str) or not url.startswith("data:"):
-            raise _Refused("remote_url", f"{path}.{kind}", f"{path}.{kind} must be a data: URL; no others are fetched")
 
 
 def _check_model(model: str, limits: Limits, where: str) -> KnownLlm:
@@ -462,12 +382,9 @@ def _limit_nanousd(cost_max_usd: str | int | float, where: str) -> int:
         raise _Refused("invalid_value", f"{where}cost_max_usd", problem) from None
 
 
-OWN = ("allotd", "n", "stream", "stream_options", "max_completion_tokens")
-
-
-def _for_the_server(body: dict[str, Any], tokens_max: int | None) -> dict[str, Any]:
+def _for_the_server(body: Mapping[str, Any], tokens_max: int | None) -> dict[str, Any]:
     """The body without what allotd itself decides; one spelling of the token limit."""
-    kept = {key: value for key, value in body.items() if key not in OWN}
+    kept = passed_on(body)
     if tokens_max is not None:
         kept["max_tokens"] = tokens_max
     return kept
@@ -497,7 +414,7 @@ def _convert(value: dict[str, Any], kind: type[Any], where: str) -> Any:
         raise _explain(error, where) from None
 
 
-_PATH = re.compile(r"^(?P<what>.*?)(?: - at `\$(?P<path>.*?)`)?$", re.DOTALL)
+_PATH = re.compile(r"^(?P<what>.*?)(?: - at (?:`key` in )?`\$(?P<path>.*?)`)?$", re.DOTALL)
 _WORDS = {
     "str": "text",
     "int": "a whole number",
@@ -520,8 +437,8 @@ def _explain(error: msgspec.ValidationError, where: str) -> _Refused:
             path = f"{path.removesuffix('.')}.{name}".removeprefix(".")
             code, problem = "missing_field", "is missing"
         case ["Object contains unknown field ", name, ""]:
+            code, problem = _of_unknown(name, path.removesuffix("."))
             path = f"{path.removesuffix('.')}.{name}".removeprefix(".")
-            code, problem = "unknown_field", f"is not known; known here: {', '.join(Options.__struct_fields__)}"
         case ["Expected ", wanted, ", got ", got, ""]:
             names = [_WORDS.get(name, name) for name in wanted.split(" | ") if name != "null"]
             code, problem = "invalid_type", f"must be {' or '.join(names)}, not {_WORDS.get(got, got)}"
@@ -529,11 +446,31 @@ def _explain(error: msgspec.ValidationError, where: str) -> _Refused:
             problem = "is empty; give at least one"
         case ["Expected ", wanted, bound]:
             problem = f"must be {_WORDS.get(wanted, wanted)}{_spoken(bound, 'characters' if wanted == 'str' else '')}"
-        case _ if what.startswith("Invalid enum value"):
-            problem = f"has the unknown value{what[18:][:SHOWN_MAX]}; known: {', '.join(ROLES)}"
+        case _ if what.startswith(("Invalid enum value", "Invalid value")):
+            code, problem = _of_value(what.partition(" value ")[2].strip("'"), path)
         case _:
             problem = f"is wrong: {what}"
     return _Refused(code, path, f"{path} {problem}")
+
+
+def _of_unknown(name: str, path: str) -> tuple[str, str]:
+    """The code and the sentence for a field that is not taken."""
+    if path.endswith("allotd") or path == "metadata":
+        return "unknown_field", f"is not known; known here: {', '.join(Options.__struct_fields__)}"
+    if name in REFUSED:
+        return "field_unsupported", REFUSED[name]
+    return "unknown_field", "is not known, and nothing unknown is passed to the model server; leave it out"
+
+
+def _of_value(value: str, path: str) -> tuple[str, str]:
+    """The code and the sentence for a value that is none of the few its field takes."""
+    names = re.sub(r"\[[^]]*\]", "", path).split(".")
+    if names[-2:] == ["content", "type"] and value in REFUSED:
+        return "field_unsupported", f"is '{value}', which {REFUSED[value]}"
+    ends = (".".join(names[-length:]) for length in (2, 1))
+    known = next((KNOWN_VALUES[end] for end in ends if end in KNOWN_VALUES), ())
+    listed = f"; known: {', '.join(known)}" if known else ""
+    return "invalid_value", f"has the unknown value '{value[:SHOWN_MAX]}'{listed}"
 
 
 def _spoken(bound: str, unit: str) -> str:

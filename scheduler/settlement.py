@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
@@ -21,6 +21,9 @@ from scheduler.types import Arm, Outcome, Plan, Prediction, Query, Sample
 
 USABLE = ("stop", "length", "tool_calls", "function_call", "content_filter")
 """Finish reasons of samples that a strategy may use; aborted and lost output is paid for and kept, but no answer."""
+
+EXPIRED_BEST = "completion window ended; best so far"
+"""Why a query ended whose batch ran out of time, but not before it had paid for an answer."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,9 +128,16 @@ def failed(funded: Funded, error: SchedulerError) -> Ending:
     return Ending(funded=funded, state=QueryState.FAILED, because=error.code, error_json=error_json)
 
 
-def called_off(funded: Funded) -> Ending:
-    """An end because the batch was cancelled or ran out of time; what was spent stays spent."""
-    return Ending(funded=funded, state=QueryState.CANCELLED, called_off=True)
+def called_off(funded: Funded, best: Outcome, chosen_row_id: int | None) -> Ending:
+    """An end because the batch was cancelled, or ran out of time and keeps the best answer so far."""
+    return Ending(
+        funded=funded,
+        state=QueryState.CANCELLED,
+        called_off=True,
+        chosen_row_id=chosen_row_id,
+        confidence=best.confidence,
+        correct=best.chosen.correct if best.chosen is not None else None,
+    )
 
 
 def parked(funded: Funded, refused: CapReached) -> Ending:
@@ -180,7 +190,10 @@ def _ended(ending: Ending, cancelling: set[str], now: datetime) -> dict[str, Any
     state, because = ending.state, ending.because
     if ending.called_off:
         state = QueryState.CANCELLED if ending.funded.batch_id in cancelling else QueryState.EXPIRED
-        because = state.value
+        has_answer = state is QueryState.EXPIRED and ending.chosen_row_id is not None
+        because = EXPIRED_BEST if has_answer else state.value
+        if not has_answer:
+            ending = replace(ending, chosen_row_id=None, confidence=None, correct=None)
     is_parked = state is QueryState.PARKED
     return {
         "key": ending.funded.query_id,
@@ -236,7 +249,6 @@ def _work(session: Session, row: Any, worker_id: str, kept: tuple[KeptSample, ..
         query_id=row.QueryRow.id,
         batch_id=row.QueryRow.batch_id,
         tenant_id=row.Tenant.id,
-        timezone=row.Tenant.timezone,
         model=plan_row.model,
         price=ledger.price_at(session, plan_row.model, now),
     )

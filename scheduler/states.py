@@ -1,4 +1,4 @@
-"""The states a batch, a query, an attempt and a wave can be in, and which of them are final."""
+"""The states a batch, a query, an attempt, a wave and a delivery can be in, and which of them are final."""
 
 from __future__ import annotations
 
@@ -55,3 +55,11 @@ class WaveState(StrEnum):
     HELD = "held"
     SETTLED = "settled"
     EXPIRED = "expired"
+
+
+class DeliveryState(StrEnum):
+    """Whether an alert has reached a webhook; `dead` was tried as often as it is going to be."""
+
+    PENDING = "pending"
+    DELIVERED = "delivered"
+    DEAD = "dead"

@@ -6,16 +6,18 @@ import hashlib
 import hmac
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
+from typing import Any
 from zoneinfo import available_timezones
 
 from sqlalchemy import or_, select, update
 from sqlalchemy.orm import Session
 
 from models.tables import ApiKey, Tenant
+from scheduler.caps import change_timezone
 from scheduler.errors import Conflict, InvalidRequest, NotFound, Unauthorized
 
 SUBMIT, READ, ADMIN = "submit", "read", "admin"
@@ -30,6 +32,8 @@ PREFIX_SHOWN = len(KEY_PREFIX) + 6
 
 ID_PREFIX = "tenant_"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LIMITS = {"queued_max": 10_000_000, "running_max": 100_000, "requests_per_minute": 100_000}
+"""The most that each limit of a tenant may be set to; more is no limit."""
 WEIGHT_MIN, WEIGHT_MAX = 0.01, 100.0
 """Shares further apart would let one tenant wait for ten thousand turns of another."""
 
@@ -40,6 +44,7 @@ class Identity:
 
     tenant_id: str | None
     scopes: frozenset[str]
+    requests_per_minute: int | None = None
 
     @property
     def is_admin(self) -> bool:
@@ -62,7 +67,9 @@ def create_tenant(
 
     Raises InvalidRequest for a name, time zone or weight that cannot be, Conflict for a name that is taken.
     """
-    _check_tenant(name, timezone, weight)
+    _check_name(name)
+    _check_timezone(timezone)
+    _check_weight(weight)
     if session.scalars(select(Tenant.id).where(Tenant.name == name)).first() is not None:
         raise Conflict(f"There is a tenant '{name}' already; choose another name.", param="name")
     tenant = Tenant(
@@ -94,6 +101,36 @@ def disable_tenant(session: Session, name_or_id: str, now: datetime) -> Tenant:
     # Its purse is written by others at the same time, so only this column is touched.
     session.execute(update(Tenant).where(Tenant.id == tenant.id, Tenant.disabled_at.is_(None)).values(disabled_at=now))
     session.refresh(tenant)
+    return tenant
+
+
+def enable_tenant(session: Session, name_or_id: str) -> Tenant:
+    """Let a disabled tenant's keys work again, and its waiting queries go on. Doing it twice is doing it once."""
+    tenant = find_tenant(session, name_or_id)
+    session.execute(update(Tenant).where(Tenant.id == tenant.id).values(disabled_at=None))
+    session.refresh(tenant)
+    return tenant
+
+
+def change_tenant(session: Session, name_or_id: str, changes: Mapping[str, Any], now: datetime) -> Tenant:
+    """Change some of a tenant's `timezone`, `weight`, `queued_max`, `running_max` and `requests_per_minute`.
+
+    A limit that is None is lifted; a lower one stops nothing that waits or runs already. With another time zone caps
+    turn at its midnight, see `scheduler.caps.change_timezone`. Raises NotFound, or InvalidRequest for what cannot be.
+    """
+    tenant = find_tenant(session, name_or_id)
+    unknown = sorted(changes.keys() - {"timezone", "weight", *LIMITS})
+    assert not unknown, f"{unknown} are no settings of tenants"
+    _check_timezone(changes.get("timezone", tenant.timezone))
+    _check_weight(changes.get("weight", tenant.weight))
+    for name, most in LIMITS.items():
+        _check_limit(name, changes.get(name), most)
+    if changes.get("timezone", tenant.timezone) != tenant.timezone:
+        change_timezone(session, tenant, changes["timezone"], now)
+    others = {name: value for name, value in changes.items() if name != "timezone"}
+    if others:
+        session.execute(update(Tenant).where(Tenant.id == tenant.id).values(**others))
+        session.refresh(tenant)
     return tenant
 
 
@@ -151,7 +188,14 @@ def authenticate(session: Session, key: str | None, admin_key: str | None = None
     if admin_key and hmac.compare_digest(presented, digest(admin_key)):
         return Identity(tenant_id=None, scopes=ALL_SCOPES)
     found = session.execute(
-        select(ApiKey.digest, ApiKey.tenant_id, ApiKey.scopes, ApiKey.revoked_at, Tenant.disabled_at)
+        select(
+            ApiKey.digest,
+            ApiKey.tenant_id,
+            ApiKey.scopes,
+            ApiKey.revoked_at,
+            Tenant.disabled_at,
+            Tenant.requests_per_minute,
+        )
         .outerjoin(Tenant, Tenant.id == ApiKey.tenant_id)
         .where(ApiKey.digest == presented)
     ).first()
@@ -160,7 +204,11 @@ def authenticate(session: Session, key: str | None, admin_key: str | None = None
     if found.disabled_at is not None:
         raise Unauthorized("This API key's tenant is disabled; ask whoever runs this server.")
     scopes = frozenset(found.scopes.split())
-    return Identity(tenant_id=found.tenant_id, scopes=ALL_SCOPES if ADMIN in scopes else scopes)
+    return Identity(
+        tenant_id=found.tenant_id,
+        scopes=ALL_SCOPES if ADMIN in scopes else scopes,
+        requests_per_minute=found.requests_per_minute,
+    )
 
 
 def digest(key: str) -> str:
@@ -168,17 +216,32 @@ def digest(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _check_tenant(name: str, timezone: str, weight: float) -> None:
+def _check_name(name: str) -> None:
     if not NAME.fullmatch(name) or name.startswith(ID_PREFIX):
         raise InvalidRequest(
-            f"The name {name[:80]!r} cannot be a tenant's: use 1 to 64 letters, digits, dots, dashes and underscores, "
-            f"beginning with a letter or digit, and not with '{ID_PREFIX}'.",
+            f"The name {name[:80]!r} cannot be a tenant's: use 1 to 64 letters (a to z, A to Z: it stands in "
+            "HTTP headers), digits, dots, dashes and underscores, beginning with a letter or digit, "
+            f"and not with '{ID_PREFIX}'.",
             param="name",
         )
+
+
+def _check_timezone(timezone: str) -> None:
     if timezone not in _timezones():
         raise InvalidRequest(f"There is no time zone {timezone[:80]!r}; write it like Europe/Berlin.", param="timezone")
+
+
+def _check_weight(weight: float) -> None:
     if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
         raise InvalidRequest(f"The weight must be between {WEIGHT_MIN} and {WEIGHT_MAX:g}.", param="weight")
+
+
+def _check_limit(name: str, value: int | None, most: int) -> None:
+    if value is not None and not 1 <= value <= most:
+        raise InvalidRequest(
+            f"{name} must be between 1 and {most}, or null for no limit; to stop a tenant altogether, disable it.",
+            param=name,
+        )
 
 
 @cache

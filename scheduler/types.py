@@ -9,6 +9,9 @@ from typing import Any
 
 Json = Mapping[str, Any]
 
+GREEDY_BELOW = 1e-5
+"""Below this temperature vLLM does not sample at all (its _SAMPLING_EPS)."""
+
 
 class Verdict(StrEnum):
     """What a verifier compares and how; each also says how an answer is read out of a completion."""
@@ -19,6 +22,16 @@ class Verdict(StrEnum):
     REGEX = "regex"
     CHOICE = "choice"
     JSON_SCHEMA = "json_schema"
+
+
+class AlertKind(StrEnum):
+    """What can be wrong; `ops/alerts.md` says what to do about each."""
+
+    CAP_SOFT = "cap_soft"
+    CAP_REACHED = "cap_reached"
+    ENGINE_QUARANTINED = "engine_quarantined"
+    PREDICTOR_UNUSABLE = "predictor_unusable"
+    LEDGER_UNBALANCED = "ledger_unbalanced"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +67,11 @@ class Query:
     task: str | None = None
     temperature: float | None = None
     params: Json = field(default_factory=dict)
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether every sample would be the same one: the server always takes the likeliest token."""
+        return (self.temperature is not None and self.temperature < GREEDY_BELOW) or self.params.get("top_k") == 1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -145,14 +145,12 @@ def fund(session: Session, query: QueryRow, *, worker_id: str = WORKER, now: dat
     )
     session.add(attempt)
     session.flush()
-    tenant = session.get_one(Tenant, query.tenant_id)
     return Funded(
         attempt_id=attempt.id,
         worker_id=worker_id,
         query_id=query.id,
         batch_id=query.batch_id,
         tenant_id=query.tenant_id,
-        timezone=tenant.timezone,
         model=MODEL,
         price=price(session),
     )

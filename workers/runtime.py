@@ -16,13 +16,17 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, LlmRow, QueryRow, Wave, Worker
 from scheduler import recovery, settlement
 from scheduler.engine import Engine
+from scheduler.engines import engine_of
 from scheduler.errors import EngineError
 from scheduler.execution import Drive, Flags
+from scheduler.outages import in_words
+from scheduler.presence import Presence, present
 from scheduler.settings import Settings
 from scheduler.settlement import Work
 from scheduler.states import AttemptState, BatchState, WaveState
@@ -33,6 +37,9 @@ from workers.engines import make_engine
 
 DRAIN_S = 3.0
 """How long running waves may go on after the worker was asked to stop; then they are cut and paid as they stand."""
+
+STOP_FOR_S = DRAIN_S + 10.0
+"""How long a worker that was asked to stop goes on trying to settle where the database is away."""
 
 LLMS_EVERY_S = 30.0
 """How often the engine is asked again which models it serves."""
@@ -53,16 +60,20 @@ class Runtime:
         self._admitting = threading.Lock()
         self._draining = threading.Event()
         self._engine_seen = threading.Event()
+        self._trusted = threading.Event()
+        self._trusted.set()
+        self._distrusted_at = float("-inf")
         self._abandoned_before: frozenset[int] = frozenset()
         self._flags: dict[int, Flags] = {}
         self._usage: dict[int, Usage] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Open the database, start the event loop's thread and the engine in it."""
+        """Open the database, show that this process lives, start the event loop's thread and the engine in it."""
         self._services = make_services(self._settings)
         self._transact = GroupCommit(self._services.sessions, self._services.clock)
         self._pulse = GroupCommit(self._services.sessions, self._services.clock, name="pulse")
+        self._presence: Presence = present(self._settings.database_url, self.worker_id, self._settings.heartbeat_s)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="drive", daemon=True)
         self._thread.start()
@@ -77,6 +88,10 @@ class Runtime:
         if not self._engine_seen.wait(self._settings.redispatch_s) or self._draining.is_set():
             return  # nobody claimed them: the daemon sends them again
         with self._admitting:
+            # Waiting keeps the next messages in the queue, for workers whose engine is trusted.
+            while not self._trusted.wait(timeout=0.2):
+                if self._draining.is_set():
+                    return
             for _ in attempt_ids:
                 while not self._room.acquire(timeout=0.2):
                     if self._draining.is_set():
@@ -84,15 +99,24 @@ class Runtime:
         works: list[Work] = []
         try:
             works = self._claim(attempt_ids)
+        except DBAPIError as error:
+            log.error("claim_failed", message=in_words(error))  # the daemon sends them again
         finally:
             for _ in range(len(attempt_ids) - len(works)):
                 self._room.release()
         for work in works:
             self._loop.call_soon_threadsafe(self._launch, work)
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether this worker's engine is asked anything; not while it is quarantined."""
+        return self._trusted.is_set()
+
     def drain(self) -> None:
         """Take nothing more; let running waves finish for a moment, then cut them and give their queries back."""
         self._draining.set()
+        for transact in (self._transact, self._pulse):
+            transact.give_up_after(STOP_FOR_S)
         self._loop.call_soon_threadsafe(self._stop_waves)
 
     def stop(self) -> None:
@@ -101,8 +125,12 @@ class Runtime:
         self._call(self._finish())
         self._transact.close()
         self._pulse.close()
+        self._presence.leave()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
+        if not self._thread.is_alive():
+            self._loop.close()
+        self._services.sessions.kw["bind"].dispose()
 
     async def _make_engine(self) -> Engine:
         return make_engine(self._settings)
@@ -112,24 +140,30 @@ class Runtime:
         return self._call(self._pulse.alone(claim))
 
     def _launch(self, work: Work) -> None:
-        flags = Flags(stopping=self._draining.is_set())
+        flags = Flags(stopping=self._draining.is_set() or not self._trusted.is_set())
         self._flags[work.funded.attempt_id] = flags
         drive = Drive(
             work=work,
             engine=self._engine,
             transact=self._transact,
-            report=self._usage.__setitem__,
+            report=self._report,
             flags=flags,
             places=self._places,
+            distrust=self._distrust,
         )
         task = self._loop.create_task(self._run(drive))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def _report(self, wave_id: int, usage: Usage) -> None:
+        self._usage[wave_id] = usage  # of the dict of the moment: each heartbeat takes one away
+
     async def _run(self, drive: Drive) -> None:
         attempt_id = drive.work.funded.attempt_id
         try:
             await drive.run()
+        except DBAPIError as error:
+            log.error("drive_failed", attempt=attempt_id, message=in_words(error))
         except Exception:
             # The attempt stays `running` under this worker; the next heartbeat finds it abandoned and takes it back.
             log.exception("drive_failed", attempt=attempt_id)
@@ -144,16 +178,32 @@ class Runtime:
 
     def _abort_waves(self) -> None:
         for flags in self._flags.values():
-            flags.stopping = True
-            flags.abort.set()
+            if flags.stopping:
+                flags.abort.set()
+
+    def _distrust(self, because: str) -> None:
+        """Ask this engine nothing more: let running waves finish for a moment, and give every query back."""
+        self._distrusted_at = self._loop.time()
+        if self._trusted.is_set():
+            log.error("engine_quarantined", worker=self.worker_id, because=because)
+            self._trusted.clear()
+            self._stop_waves()
+
+    def _trust(self) -> None:
+        if not self._trusted.is_set():
+            log.info("engine_released", worker=self.worker_id)
+            self._trusted.set()
 
     async def _finish(self) -> None:
         self._stop_waves()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=DRAIN_S + 10)
+            await asyncio.wait(self._tasks, timeout=STOP_FOR_S)
         if hasattr(self, "_beating"):
             self._beating.cancel()
-        await self._pulse.alone(partial(_say_goodbye, worker_id=self.worker_id, now=self._services.clock()))
+        try:
+            await self._pulse.alone(partial(_say_goodbye, worker_id=self.worker_id, now=self._services.clock()))
+        except DBAPIError as error:
+            log.error("goodbye_failed", message=in_words(error))  # the daemon sees by our lock that we are gone
         await self._engine.close()
         log.info("worker_stopped", worker=self.worker_id)
 
@@ -172,6 +222,8 @@ class Runtime:
                 log.info("engine_unavailable", message=error.message)
                 if self._engine_seen.is_set():
                     await self._heartbeat()
+            except DBAPIError as error:
+                log.error("heartbeat_failed", message=in_words(error))
             except Exception:
                 log.exception("heartbeat_failed")
             await asyncio.sleep(max(0.0, self._pace() - (loop.time() - began)))
@@ -190,9 +242,22 @@ class Runtime:
         usage, self._usage = self._usage, {}
         capacity = 0 if self._draining.is_set() else self._settings.in_flight_max
         now = self._services.clock()
-        beat = partial(_write_heartbeat, worker_id=self.worker_id, capacity=capacity, usage=usage, now=now)
+        beat = partial(
+            _write_heartbeat,
+            worker_id=self.worker_id,
+            engine=engine_of(self._settings),
+            presence=self._presence.kind,
+            capacity=capacity,
+            usage=usage,
+            now=now,
+        )
         driven = dict(self._flags)  # as it was before the question: what is claimed meanwhile is not in the answer
-        standing = await self._pulse.alone(beat)
+        asked_at = asyncio.get_running_loop().time()
+        standing, quarantined_because = await self._pulse.alone(beat)
+        if quarantined_because is not None:
+            self._distrust(quarantined_because)
+        elif asked_at > self._distrusted_at:
+            self._trust()
         for attempt_id, flags in driven.items():
             state = standing.get(attempt_id)
             if state is None or state == "called off":
@@ -234,14 +299,22 @@ def _remember_llms(session: Session, llms: Sequence[Llm], now: datetime) -> None
 
 
 def _write_heartbeat(
-    session: Session, worker_id: str, capacity: int, usage: dict[int, Usage], now: datetime
-) -> dict[int, str]:
-    """Beat, report, and return how this worker's attempts stand: their state, or "called off"."""
+    session: Session,
+    worker_id: str,
+    engine: str | None,
+    presence: str | None,
+    capacity: int,
+    usage: dict[int, Usage],
+    now: datetime,
+) -> tuple[dict[int, str], str | None]:
+    """Beat and report; returns how this worker's attempts stand (their state, or "called off"), and why it is
+    quarantined, if it is."""
     worker = session.get(Worker, worker_id)
     if worker is None:
-        session.add(Worker(id=worker_id, capacity=capacity, started_at=now, heartbeat_at=now))
-    else:
-        worker.capacity, worker.heartbeat_at = capacity, now
+        worker = Worker(id=worker_id, engine=engine, started_at=now)
+        session.add(worker)
+    worker.capacity, worker.heartbeat_at, worker.presence = capacity, now, presence
+    worker.stopped_at = None  # where it was taken for dead
     if usage:
         session.connection().execute(
             _REPORT,
@@ -263,7 +336,8 @@ def _write_heartbeat(
         .join(Batch, Batch.id == QueryRow.batch_id)
         .where(Attempt.worker_id == worker_id, Attempt.state == AttemptState.RUNNING)
     )
-    return {row.id: "running" if row.state == BatchState.IN_PROGRESS else "called off" for row in rows}
+    standing = {row.id: "running" if row.state == BatchState.IN_PROGRESS else "called off" for row in rows}
+    return standing, worker.quarantined_because
 
 
 def _say_goodbye(session: Session, worker_id: str, now: datetime) -> None:

@@ -1,7 +1,8 @@
 """What we remember: every table, so that one import gives Alembic all of them."""
 
+from models.tables.alerts import Alert, Delivery, WebhookRow
 from models.tables.base import Table
-from models.tables.money import Entry, PriceRow
+from models.tables.money import Audit, Correction, Entry, PriceRow
 from models.tables.serving import LlmRow, PredictorRow
 from models.tables.tenants import ApiKey, Cap, CapPeriod, Tenant
 from models.tables.work import (
@@ -18,11 +19,15 @@ from models.tables.work import (
 )
 
 __all__ = [
+    "Alert",
     "ApiKey",
     "Attempt",
+    "Audit",
     "Batch",
     "Cap",
     "CapPeriod",
+    "Correction",
+    "Delivery",
     "Entry",
     "File",
     "FileChunk",
@@ -36,5 +41,6 @@ __all__ = [
     "Table",
     "Tenant",
     "Wave",
+    "WebhookRow",
     "Worker",
 ]

@@ -1,10 +1,10 @@
-"""What things cost and what was paid: price versions and the ledger's entries, which are never edited."""
+"""What things cost and what was paid: price versions, the ledger's entries, which are never edited, and its audits."""
 
 from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, UniqueConstraint
+from sqlalchemy import CheckConstraint, ForeignKey, Index, Text, UniqueConstraint
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import RowId, Table
@@ -28,6 +28,41 @@ class PriceRow(Table):
     cached_nanousd: Mapped[int]
     completion_nanousd: Mapped[int]
     created_at: Mapped[datetime]
+    ends_at: Mapped[datetime | None] = mapped_column(default=None)
+    """Where a correction of the past ends; every other price holds until a newer one begins."""
+
+
+class Correction(Table):
+    """A mistaken price put right: what a model's tokens cost, after all, from one instant to another.
+
+    Waves of that time that were closed before have an `adjust` entry each; those closed later are settled at its price.
+    """
+
+    __tablename__ = "corrections"
+    __table_args__ = (Index("ix_corrections_model", "model"),)
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    model: Mapped[str]
+    price_id: Mapped[int] = mapped_column(ForeignKey("prices.id"))
+    from_at: Mapped[datetime]
+    to_at: Mapped[datetime | None] = mapped_column(default=None)
+    """The first instant after it; open where the price has held ever since."""
+    created_at: Mapped[datetime]
+
+
+class Audit(Table):
+    """One look through the books, and what did not add up."""
+
+    __tablename__ = "audits"
+
+    id: Mapped[int] = mapped_column(RowId, primary_key=True)
+    began_at: Mapped[datetime]
+    """The instant of the ledger that was looked at."""
+    finished_at: Mapped[datetime]
+    entries: Mapped[int]
+    discrepancies: Mapped[int]
+    first: Mapped[str | None] = mapped_column(Text, default=None)
+    """The first discrepancy, in words."""
 
 
 class Entry(Table):

@@ -85,3 +85,5 @@ class CapPeriod(Table):
     first_refused_at: Mapped[datetime | None] = mapped_column(default=None)
     unspent_at_refusal_nanousd: Mapped[int | None] = mapped_column(default=None)
     """The part of the cap neither spent nor held when a query was first refused: the phantom-block figure."""
+    held_at_refusal_nanousd: Mapped[int | None] = mapped_column(default=None)
+    """What waves in flight held at that moment: their unused part comes back, and what was refused goes on with it."""

@@ -14,7 +14,10 @@ class File(Table):
     """An uploaded file, or the growing output or error file of a batch (whose bytes are read from its queries)."""
 
     __tablename__ = "files"
-    __table_args__ = (Index("ix_files_tenant_id_created_at", "tenant_id", "created_at"),)
+    __table_args__ = (
+        Index("ix_files_tenant_id_created_at", "tenant_id", "created_at"),
+        Index("ix_files_expires_at", "expires_at"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"))
@@ -75,6 +78,8 @@ class Batch(Purse, Table):
     expired_at: Mapped[datetime | None] = mapped_column(default=None)
     cancelling_at: Mapped[datetime | None] = mapped_column(default=None)
     cancelled_at: Mapped[datetime | None] = mapped_column(default=None)
+    output_expires_after_s: Mapped[int | None] = mapped_column(default=None, sort_order=7)  # after the purse's columns
+    """How long after the batch's end its output and error file are kept; NULL for ever."""
 
 
 class QueryRow(Purse, Table):
@@ -165,6 +170,11 @@ class Worker(Table):
     heartbeat_at: Mapped[datetime]
     stopped_at: Mapped[datetime | None] = mapped_column(default=None)
     quarantined_because: Mapped[str | None] = mapped_column(default=None)
+    """Why its engine cannot be trusted; it gets no more work until an operator releases it."""
+    engine: Mapped[str | None] = mapped_column(default=None)
+    """The address of the model server it asks; NULL where the engine lives in the worker itself."""
+    presence: Mapped[str | None] = mapped_column(default=None)
+    """The lock that it holds while it lives, "file" or "advisory"; NULL where only its heartbeat tells."""
 
 
 class Attempt(Table):

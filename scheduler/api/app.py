@@ -13,25 +13,46 @@ from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scheduler.api import (
+    alerts,
     batches,
     caps,
     chat,
+    engines,
     errors,
     feedback,
     files,
+    ledger,
     llms,
     prices,
     probes,
     spend,
     tenants,
+    webhooks,
 )
 from scheduler.api.bodies import BodyLimit
+from scheduler.api.rates import RequestRates
 from scheduler.api.security import Authentication
+from scheduler.api.uploads import UploadGate
 from scheduler.api.waiting import Endings
 from scheduler.metrics import Metrics
 from scheduler.wiring import Services
 
-ROUTERS = (files, batches, chat, llms, tenants, caps, prices, spend, feedback, probes)
+ROUTERS = (
+    files,
+    batches,
+    chat,
+    llms,
+    tenants,
+    caps,
+    prices,
+    ledger,
+    spend,
+    feedback,
+    engines,
+    alerts,
+    webhooks,
+    probes,
+)
 UNMATCHED = "unmatched"
 
 SECURITY_HEADERS = (
@@ -39,6 +60,8 @@ SECURITY_HEADERS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-frame-options", b"DENY"),
 )
 
 log = structlog.get_logger()
@@ -61,7 +84,8 @@ def create_app(services: Services) -> FastAPI:
     errors.register(app)
     for module in ROUTERS:
         app.include_router(module.router)
-    app.add_middleware(Authentication, services=services)
+    app.add_middleware(UploadGate, settings=services.settings)
+    app.add_middleware(Authentication, services=services, rates=RequestRates(services.settings.broker_url))
     app.add_middleware(BodyLimit, settings=services.settings)
     app.add_middleware(Outermost, metrics=metrics)
     app.openapi = lambda: _described(app)  # type: ignore[method-assign]

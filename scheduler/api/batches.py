@@ -19,7 +19,7 @@ from scheduler.api.bodies import StrictRoute
 from scheduler.api.errors import documented
 from scheduler.api.security import Reader, Submitter
 from scheduler.api.sessions import Now, Reading, WithServices, Writing
-from scheduler.api.shapes import Body, Page, Reply, ShortText, Text, page, usd, usd_or_none
+from scheduler.api.shapes import Body, ExpiresAfter, Page, Reply, ShortText, Text, page, usd, usd_or_none
 from scheduler.core.pricing import parse_usd
 from scheduler.database import reading
 from scheduler.finalization import batch_object, batch_objects
@@ -54,6 +54,10 @@ class BatchBody(Body):
         ShortText, Field(description="Hours or days, up to 30 days.", json_schema_extra={"pattern": WINDOW})
     ]
     metadata: Annotated[dict[Text, Text] | None, Field(json_schema_extra=METADATA)] = None
+    output_expires_after: Annotated[
+        ExpiresAfter | None,
+        Field(description="When the output and error file are deleted, counted from the end of the batch."),
+    ] = None
 
 
 class RequestCounts(Reply):
@@ -72,8 +76,9 @@ class Parked(Reply):
 
 
 class BatchProgress(Reply):
-    """How far a batch is, and what it costs."""
+    """How far a batch is, what it costs, and whom."""
 
+    tenant: str
     states: dict[str, int]
     spent_nanousd: int
     spent_usd: str
@@ -124,6 +129,18 @@ class BadLine(Reply):
     message: str
 
 
+class ReachReply(Reply):
+    """What an amount of money is expected to bring."""
+
+    budget_nanousd: int
+    budget_usd: str
+    right: Annotated[float, Field(description="Expected right answers.")]
+    used_nanousd: int
+    used_usd: str
+    abandoned: Annotated[int, Field(description="Queries that the amount is better spent without.")]
+    price: Annotated[str, Field(description="What one more dollar buys.")]
+
+
 class DryRunReply(Reply):
     """What a file would do and cost if it were submitted now."""
 
@@ -139,6 +156,7 @@ class DryRunReply(Reply):
     worst_usd: str
     limit_nanousd: int | None
     limit_usd: str | None
+    reaches: Annotated[list[ReachReply], Field(description="One for each amount asked for.")]
 
 
 @router.post("", responses=documented(409, 429))
@@ -159,6 +177,7 @@ def create_batch(
         endpoint=body.endpoint,
         completion_window=body.completion_window,
         metadata=body.metadata,
+        output_expires_after_s=body.output_expires_after.seconds if body.output_expires_after is not None else None,
         idempotency_key=idempotency_key,
         now=now,
     )
@@ -202,14 +221,16 @@ async def dry_run(
     now: Now,
     strategy: Annotated[Text | None, Query(max_length=64)] = None,
     max_cost_usd: Annotated[str | None, Query(max_length=64)] = None,
+    what_if_usd: Annotated[str | None, Query(max_length=256, description="Amounts, as 5,10,20.")] = None,
 ) -> DryRunReply:
-    """What a file would do and cost; nothing is kept or changed."""
+    """What a file would do and cost, and what it would reach for other amounts; nothing is kept or changed."""
+    what_if = [parse_usd(part) for part in what_if_usd.split(",")] if what_if_usd is not None else []
     limit = parse_usd(max_cost_usd) if max_cost_usd is not None else None
     tenant_id = caller.own_tenant_id
     with SpooledTemporaryFile(HELD_IN_MEMORY_BYTES) as spool:
         async for chunk in request.stream():
             await run_in_threadpool(spool.write, chunk)
-        run = await run_in_threadpool(_dry_run, services, spool, tenant_id, now, strategy)
+        run = await run_in_threadpool(_dry_run, services, spool, tenant_id, now, strategy, what_if)
     return DryRunReply(
         lines=run.lines,
         runnable=run.runnable,
@@ -225,6 +246,18 @@ async def dry_run(
         worst_usd=usd(run.worst_nanousd),
         limit_nanousd=limit,
         limit_usd=usd_or_none(limit),
+        reaches=[
+            ReachReply(
+                budget_nanousd=reach.budget_nanousd,
+                budget_usd=usd(reach.budget_nanousd),
+                right=reach.right,
+                used_nanousd=reach.used_nanousd,
+                used_usd=usd(reach.used_nanousd),
+                abandoned=reach.abandoned,
+                price=reach.price,
+            )
+            for reach in run.reaches
+        ],
     )
 
 
@@ -249,8 +282,10 @@ def _reply(session: Session, batch: Batch) -> BatchReply:
     return BatchReply.model_validate(batch_object(session, batch))
 
 
-def _dry_run(services: Services, spool: IO[bytes], tenant_id: str, now: Now, strategy: str | None) -> intake.DryRun:
+def _dry_run(
+    services: Services, spool: IO[bytes], tenant_id: str, now: Now, strategy: str | None, what_if: list[int]
+) -> intake.DryRun:
     spool.seek(0)
     chunks = iter(lambda: spool.read(CHUNK_BYTES), b"")
     with reading(services.sessions) as session:
-        return intake.dry_run(session, chunks, services.settings, tenant_id, now, strategy)
+        return intake.dry_run(session, chunks, services.settings, tenant_id, now, strategy, what_if)

@@ -21,7 +21,7 @@ from scheduler.api.sessions import WithServices
 from scheduler.api.shapes import Reply
 from scheduler.api.waiting import Endings
 from scheduler.database import reading
-from scheduler.errors import CapReached, Conflict, EngineError, SchedulerError
+from scheduler.errors import CapReached, Conflict, EngineError, EngineRejected, SchedulerError
 from scheduler.finalization import response_body
 from scheduler.requests import Body
 from scheduler.states import QueryState
@@ -138,4 +138,5 @@ def _refusal(query: QueryRow) -> SchedulerError:
         case QueryState.CANCELLED | QueryState.EXPIRED:
             return Conflict(f"The query was {query.state} before it was answered.", code=str(query.state))
         case _:
-            return EngineError(message or "The query failed.", code=code or EngineError.code)
+            kind = EngineRejected if code == EngineRejected.code else EngineError
+            return kind(message or "The query failed.", code=code or EngineError.code)

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Match, Route
 
-from scheduler.errors import Conflict, InvalidRequest, SchedulerError, TooLarge
+from scheduler.errors import Conflict, InvalidRequest, SchedulerError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """OpenAI's error types where they are not told from the client's or the server's fault alone."""
@@ -53,6 +53,7 @@ DESCRIPTIONS = {
     401: "The API key is missing, wrong or revoked.",
     403: "The API key lacks the scope this needs.",
     404: "There is no such object.",
+    408: "The body arrived too slowly.",
     409: "The object's state does not allow this.",
     413: "The body is larger than this server accepts.",
     429: "A limit is reached.",
@@ -64,7 +65,7 @@ DESCRIPTIONS = {
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """The error replies of a route, for its OpenAPI description; those that every route has come by themselves."""
-    every = {400, 401, 403, 404, 413, 503, *statuses}
+    every = {400, 401, 403, 404, 408, 413, 429, 503, *statuses}
     return {status: {"model": ErrorReply, "description": DESCRIPTIONS[status]} for status in sorted(every)}
 
 
@@ -90,7 +91,7 @@ def reply(error: SchedulerError, headers: dict[str, str] | None = None) -> JSONR
     if status in RETRYABLE_STATUSES:
         response.headers["x-should-retry"] = "true" if error.retryable else "false"
         if error.retryable:
-            response.headers["retry-after"] = "1"
+            response.headers["retry-after"] = str(error.attributes.get("retry_after_s", 1))
     return response
 
 
@@ -160,6 +161,6 @@ def allowed_methods(request: Request) -> list[str]:
     return sorted({method for route in fitting for method in route.methods or ()})
 
 
-def refuse_body(error: TooLarge | InvalidRequest) -> HTTPException:
+def refuse_body(error: SchedulerError) -> HTTPException:
     """An error from inside body parsing, in the one class that FastAPI lets through from there."""
     return HTTPException(error.http_status, detail=error)

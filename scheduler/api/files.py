@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Form, Query, UploadFile
+from fastapi import APIRouter, Form, Query, Response, UploadFile
 from fastapi.responses import StreamingResponse
 
 from models.tables import File
@@ -15,6 +15,7 @@ from scheduler.api.errors import documented
 from scheduler.api.security import Reader, Submitter
 from scheduler.api.sessions import Now, Reading, WithServices, Writing
 from scheduler.api.shapes import Page, Reply, page
+from scheduler.errors import InvalidRequest
 from scheduler.wiring import Services
 
 router = APIRouter(prefix="/v1/files", tags=["files"], route_class=StrictRoute)
@@ -52,8 +53,27 @@ def upload(
     services: WithServices,
     session: Writing,
     now: Now,
+    anchor: Annotated[
+        Literal["created_at"] | None,
+        Form(alias="expires_after[anchor]", description="What the file's life is counted from."),
+    ] = None,
+    seconds: Annotated[
+        int | None,
+        Form(
+            alias="expires_after[seconds]",
+            ge=files.EXPIRES_AFTER_MIN_S,
+            le=files.EXPIRES_AFTER_MAX_S,
+            description="When the file is deleted by itself.",
+        ),
+    ] = None,
 ) -> FileReply:
     """Upload a JSONL file of requests."""
+    if (anchor is None) != (seconds is None):
+        missing = "anchor" if anchor is None else "seconds"
+        raise InvalidRequest(
+            f"expires_after needs an anchor and seconds; expires_after[{missing}] is missing.",
+            param=f"expires_after[{missing}]",
+        )
     stored = files.store_upload(
         session,
         caller.own_tenant_id,
@@ -62,6 +82,7 @@ def upload(
         iter(lambda: file.file.read(CHUNK_BYTES), b""),
         bytes_max=services.settings.file_bytes_max,
         now=now,
+        expires_after_s=seconds,
     )
     return FileReply(**files.file_object(session, stored))
 
@@ -107,6 +128,14 @@ def get_content(file_id: str, caller: Reader, services: WithServices, session: R
     """A file's bytes as they are now: an output file ends with the query that finished last."""
     file = files.find_file(session, caller.tenant_id, file_id)
     return StreamingResponse(_chunks(services, file), media_type="application/jsonl")
+
+
+@router.head("/{file_id}/content", responses={200: {"description": "Its length in bytes."}, **documented()})
+def head_content(file_id: str, caller: Reader, session: Reading) -> Response:
+    """How long a file's content is now. Ranges of it cannot be asked for."""
+    file = files.find_file(session, caller.tenant_id, file_id)
+    length = str(files.file_object(session, file)["bytes"])
+    return Response(media_type="application/jsonl", headers={"content-length": length, "accept-ranges": "none"})
 
 
 def _chunks(services: Services, file: File) -> Iterator[bytes]:

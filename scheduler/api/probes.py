@@ -12,7 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis import Redis
 from redis.exceptions import RedisError
-from sqlalchemy import func, select, text
+from sqlalchemy import case, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from migrations import run as migrations
@@ -65,7 +65,7 @@ def readyz(services: WithServices, response: Response) -> Readiness:
 
 METRICS_RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {"content": {"text/plain": {"schema": {"type": "string"}}}, "description": "Prometheus' text format."},
-    **{status: {"model": ErrorReply, "description": DESCRIPTIONS[status]} for status in (401, 403, 404, 503)},
+    **{status: {"model": ErrorReply, "description": DESCRIPTIONS[status]} for status in (400, 401, 403, 404, 429, 503)},
 }
 
 
@@ -126,9 +126,13 @@ def _broker(url: str) -> str:
 
 def _workers(services: Services) -> str:
     alive_since = services.clock() - timedelta(seconds=services.settings.lease_s)
-    alive = select(func.count()).where(Worker.heartbeat_at > alive_since, Worker.stopped_at.is_(None))
+    alive = (Worker.heartbeat_at > alive_since, Worker.stopped_at.is_(None))
+    trusted = func.sum(case((Worker.quarantined_because.is_(None), 1), else_=0))
     try:
         with reading(services.sessions) as session:
-            return "ok" if session.scalar(alive) else "no worker is alive"
+            count, working = session.execute(select(func.count(), trusted).where(*alive)).one()
     except SQLAlchemyError:
         return "unknown without the database"
+    if not count:
+        return "no worker is alive"
+    return "ok" if working else "every live worker's engine is quarantined; see `allotd engine list`"

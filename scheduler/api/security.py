@@ -12,6 +12,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from scheduler.api.errors import reply, translate
+from scheduler.api.rates import RequestRates
 from scheduler.api.sessions import WithServices
 from scheduler.database import reading
 from scheduler.errors import Forbidden, InvalidRequest, NotFound
@@ -46,17 +47,18 @@ class Caller:
 
 
 class Authentication:
-    """Middleware that finds out who asks, or refuses."""
+    """Middleware that finds out who asks, and refuses whom it does not know or who asks too often."""
 
-    def __init__(self, app: ASGIApp, services: Services) -> None:
+    def __init__(self, app: ASGIApp, services: Services, rates: RequestRates) -> None:
         self.app = app
         self.services = services
+        self.rates = rates
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on what is public or known."""
         if scope["type"] == "http" and scope["path"].startswith("/v1/"):
             try:
-                identity = await run_in_threadpool(identify, self.services, Request(scope))
+                identity = await run_in_threadpool(self._admitted, Request(scope))
             except Exception as error:
                 known = translate(error)
                 if known is None:
@@ -65,6 +67,12 @@ class Authentication:
                 return
             scope.setdefault("state", {})["identity"] = identity
         await self.app(scope, receive, send)
+
+    def _admitted(self, request: Request) -> Identity:
+        identity = identify(self.services, request)
+        if identity.tenant_id is not None and identity.requests_per_minute is not None:
+            self.rates.count(identity.tenant_id, identity.requests_per_minute)
+        return identity
 
 
 def identify(services: Services, request: Request) -> Identity:
@@ -77,6 +85,12 @@ def identify(services: Services, request: Request) -> Identity:
             key.strip() if kind.lower() == "bearer" else None,
             admin_key.get_secret_value() if admin_key is not None else None,
         )
+
+
+def needed_scope(dependency: object) -> str | None:
+    """The scope that a route's dependency asks for, if it is one of those that ask for one."""
+    scope: str | None = getattr(dependency, "needed_scope", None)
+    return scope
 
 
 def _caller_with(scope: str) -> Callable[..., Caller]:
@@ -95,6 +109,7 @@ def _caller_with(scope: str) -> Callable[..., Caller]:
             return Caller(identity=identity, tenant_id=identity.tenant_id)
         return Caller(identity=identity, tenant_id=_named_tenant(services, identity, named))
 
+    caller.needed_scope = scope  # type: ignore[attr-defined]  # for whoever asks which route needs what
     return caller
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 
 from scheduler.core.pricing import format_usd
+from scheduler.files import EXPIRES_AFTER_MAX_S, EXPIRES_AFTER_MIN_S
 
 T = TypeVar("T")
 
@@ -50,6 +51,13 @@ def _no_truth_value(value: object) -> object:
     if isinstance(value, bool):
         raise ValueError("true and false are no amounts")
     return value
+
+
+class ExpiresAfter(Body):
+    """When a file is deleted by itself, in OpenAI's words."""
+
+    anchor: Literal["created_at"]
+    seconds: Annotated[int, Field(ge=EXPIRES_AFTER_MIN_S, le=EXPIRES_AFTER_MAX_S)]
 
 
 Amount = Annotated[

@@ -20,6 +20,20 @@ router = APIRouter(prefix="/v1/tenants", tags=["tenants"], route_class=StrictRou
 Name = Annotated[str, Path(alias="tenant", description="The tenant's name or id.")]
 
 
+QueuedMax = Annotated[
+    Annotated[int, Field(strict=True, ge=1, le=tenants.LIMITS["queued_max"])] | None,
+    Field(description="The most queries that may wait; null for no limit."),
+]
+RunningMax = Annotated[
+    Annotated[int, Field(strict=True, ge=1, le=tenants.LIMITS["running_max"])] | None,
+    Field(description="The most queries that may run at once; null for no limit."),
+]
+RequestsPerMinute = Annotated[
+    Annotated[int, Field(strict=True, ge=1, le=tenants.LIMITS["requests_per_minute"])] | None,
+    Field(description="The most requests within any 60 seconds; null for no limit."),
+]
+
+
 class NewTenantBody(Body):
     """A tenant to be made."""
 
@@ -32,6 +46,23 @@ class NewTenantBody(Body):
             json_schema_extra={"minimum": tenants.WEIGHT_MIN, "maximum": tenants.WEIGHT_MAX},
         ),
     ] = 1.0
+    queued_max: QueuedMax = None
+    running_max: RunningMax = None
+    requests_per_minute: RequestsPerMinute = None
+
+
+class ChangedTenantBody(Body):
+    """What is to change; what is left out stays, and a limit of null is lifted."""
+
+    timezone: ShortText = Field(default_factory=str, description="An IANA time zone, in which its caps turn.")
+    weight: float = Field(
+        default_factory=float,
+        description="Its share when tenants wait for the same model.",
+        json_schema_extra={"minimum": tenants.WEIGHT_MIN, "maximum": tenants.WEIGHT_MAX},
+    )
+    queued_max: QueuedMax = None
+    running_max: RunningMax = None
+    requests_per_minute: RequestsPerMinute = None
 
 
 class NewKeyBody(Body):
@@ -65,6 +96,9 @@ class TenantReply(Reply):
     name: str
     timezone: str
     weight: float
+    queued_max: int | None
+    running_max: int | None
+    requests_per_minute: int | None
     created_at: int
     disabled_at: int | None
 
@@ -79,6 +113,8 @@ class NewTenantReply(TenantReply):
 def create_tenant(body: NewTenantBody, _caller: Admin, session: Writing, now: Now) -> NewTenantReply:
     """Make a tenant with a first key, which is shown in this reply only."""
     tenant, key = tenants.create_tenant(session, body.name, timezone=body.timezone, weight=body.weight, now=now)
+    limits = {name: getattr(body, name) for name in tenants.LIMITS}
+    tenant = tenants.change_tenant(session, tenant.id, limits, now)
     return NewTenantReply(**_tenant(tenant).model_dump(), key=_new_key(key))
 
 
@@ -86,6 +122,24 @@ def create_tenant(body: NewTenantBody, _caller: Admin, session: Writing, now: No
 def list_tenants(_caller: Admin, session: Reading) -> Page[TenantReply]:
     """All tenants, oldest first."""
     return Page(data=[_tenant(tenant) for tenant in tenants.list_tenants(session)])
+
+
+@router.get("/{tenant}", responses=documented())
+def get_tenant(name: Name, _caller: Admin, session: Reading) -> TenantReply:
+    """One tenant."""
+    return _tenant(tenants.find_tenant(session, name))
+
+
+@router.post("/{tenant}", responses=documented(409))
+def change_tenant(name: Name, body: ChangedTenantBody, _caller: Admin, session: Writing, now: Now) -> TenantReply:
+    """Change a tenant's limits, weight or time zone. A lower limit stops nothing that waits or runs already."""
+    return _tenant(tenants.change_tenant(session, name, body.model_dump(exclude_unset=True), now))
+
+
+@router.post("/{tenant}/enable", responses=documented(409))
+def enable_tenant(name: Name, _caller: Admin, session: Writing) -> TenantReply:
+    """Let a disabled tenant's keys work again, and what it has queued go on."""
+    return _tenant(tenants.enable_tenant(session, name))
 
 
 @router.post("/{tenant}/disable", responses=documented(409))
@@ -121,6 +175,9 @@ def _tenant(tenant: Tenant) -> TenantReply:
         name=tenant.name,
         timezone=tenant.timezone,
         weight=tenant.weight,
+        queued_max=tenant.queued_max,
+        running_max=tenant.running_max,
+        requests_per_minute=tenant.requests_per_minute,
         created_at=epoch(tenant.created_at),
         disabled_at=epoch_or_none(tenant.disabled_at),
     )

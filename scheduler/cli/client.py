@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +82,7 @@ def connect(profile: Profile | None = None, *, tenant: str | None = None) -> Ite
     if tenant is not None:
         if not (tenant.isascii() and tenant.isprintable()):
             raise InvalidRequest(
-                f"There is no tenant {tenant!r}: names are letters, digits, dots, dashes, underscores."
+                f"There is no tenant {tenant!r}: names are letters (a-z, A-Z), digits, dots, dashes, underscores."
             )
         headers[TENANT_HEADER] = tenant
     with httpx.Client(
@@ -101,9 +101,15 @@ class Api:
         """The object at a path; parameters that are None are left out."""
         return self._json("GET", path, params=_given(params))
 
-    def post(self, path: str, body: Mapping[str, Any] | None = None, **options: Any) -> dict[str, Any]:
-        """Create or act; fields that are None are left out."""
-        return self._json("POST", path, json=_given(body or {}), **options)
+    def post(
+        self, path: str, body: Mapping[str, Any] | None = None, *, cleared: Sequence[str] = (), **options: Any
+    ) -> dict[str, Any]:
+        """Create or act; fields that are None are left out, those named in `cleared` are sent as null."""
+        return self._json("POST", path, json=_given(body or {}) | dict.fromkeys(cleared), **options)
+
+    def change(self, path: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Change an object; a field that is None is sent as null."""
+        return self._json("POST", path, json=dict(changes))
 
     def send(self, path: str, content: Any, content_type: str, **params: Any) -> dict[str, Any]:
         """Post raw bytes."""

@@ -7,7 +7,24 @@ from typing import Annotated
 
 import typer
 
-from scheduler.cli import batch, cap, db, key, price, record, report, serve, simulate, tenant, up
+from scheduler.cli import (
+    alert,
+    batch,
+    cap,
+    db,
+    engine,
+    key,
+    ledger,
+    plan,
+    price,
+    record,
+    report,
+    serve,
+    simulate,
+    tenant,
+    up,
+    webhook,
+)
 from scheduler.cli.exits import exit_code
 
 app = typer.Typer(
@@ -24,10 +41,15 @@ app.add_typer(tenant.app, name="tenant")
 app.add_typer(key.app, name="key")
 app.add_typer(cap.app, name="cap")
 app.add_typer(price.app, name="price")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(batch.app, name="batch")
 app.command()(report.report)
 app.command()(record.record)
 app.command()(simulate.simulate)
+app.command()(plan.plan)
+app.add_typer(engine.app, name="engine")
+app.add_typer(alert.app, name="alert")
+app.add_typer(webhook.app, name="webhook")
 app.add_typer(db.app, name="db")
 
 

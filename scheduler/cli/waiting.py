@@ -27,7 +27,11 @@ PATIENCE_S = 120.0
 """How long a server that is being restarted may be away."""
 SETTLED_S = 2.0
 """Lines may be parked for a moment while others hold money; only when this lasts is nothing going to happen."""
-FAILED, PARKED = 1, 3
+FAILED, NO_MONEY, UNANSWERED = 1, 3, 4
+EXIT_CODES = """Exit code: 0 when every line has an answer; 1 when the batch failed, was cancelled or expired, or the
+command itself failed; 2 for a wrong option or value; 3 when money ran out, for lines that wait for a cap to be raised
+or were stopped by a limit of their own or of the batch; 4 when some lines have no answer for another reason."""
+"""For the help of the commands that wait."""
 RETRYABLE_STATUS = 500
 
 ACTIVE = (QueryState.QUEUED, QueryState.PLANNED, QueryState.RUNNING)
@@ -46,8 +50,12 @@ class Ending:
     def exit_code(self) -> int:
         """What the command exits with."""
         if self.is_parked:
-            return PARKED
-        return 0 if self.batch["status"] == BatchState.COMPLETED else FAILED
+            return NO_MONEY
+        if self.batch["status"] != BatchState.COMPLETED:
+            return FAILED
+        if self.batch["allotd"]["states"].get(QueryState.BUDGET_STOPPED):
+            return NO_MONEY
+        return UNANSWERED if self.batch["request_counts"]["failed"] else 0
 
 
 class Shown(Protocol):
@@ -93,7 +101,15 @@ def final_words(ending: Ending) -> str:
     words = f"Batch {batch['id']} is {batch['status']}: {counts or 'no lines'}; {usd(ours['spent_nanousd'])} USD spent."
     hints = [f"allotd batch {name} {batch['id']}" for name in ("output", "errors") if batch.get(_FILE[name])]
     reasons = [error["message"] for error in ((batch.get("errors") or {}).get("data") or [])[:5]]
-    return "\n".join([words, *reasons, *(f"See `{hint}`." for hint in hints)])
+    stopped = ours["states"].get(QueryState.BUDGET_STOPPED, 0)
+    more = [f"{stopped} were stopped by a limit of their own or of the batch. {_SEND_AGAIN}"] if stopped else []
+    return "\n".join([words, *reasons, *more, *(f"See `{hint}`." for hint in hints)])
+
+
+_SEND_AGAIN = (
+    "Send them again with a higher one (cost_max_usd on their lines, or for the batch): "
+    "allotd batch submit FILE --max-cost USD --wait"
+)
 
 
 _FILE = {"output": "output_file_id", "errors": "error_file_id"}
@@ -112,9 +128,9 @@ def _parked_words(ending: Ending) -> Iterator[str]:
             yield _stopped_by_cap(parked["queries"], cap)
         elif because == "batch":
             limit = usd(ours.get("limit_nanousd"))
-            yield f"{parked['queries']} are stopped by the batch's own limit of {limit} USD; submit them with more."
+            yield f"{parked['queries']} are stopped by the batch's own limit of {limit} USD. {_SEND_AGAIN}"
         elif because == "query":
-            yield f"{parked['queries']} are stopped by their own cost_max_usd; submit them with more."
+            yield f"{parked['queries']} are stopped by their own cost_max_usd. {_SEND_AGAIN}"
         else:
             yield f"{parked['queries']} are stopped by: {because}."
 

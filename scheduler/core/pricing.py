@@ -78,7 +78,7 @@ def parse_usd(text: str | Decimal | int) -> int:
     """
     amount = _amount(text, what="amount")
     if amount <= 0:
-        raise InvalidRequest(f"The amount {text} must be more than 0 USD.")
+        raise InvalidRequest(f"The amount {text} must be more than 0 USD.", amount_usd=amount)
     if amount > USD_MAX:
         raise InvalidRequest(f"The amount {text} is above {USD_MAX} USD.")
     exact = _EXACT.multiply(amount, NANOUSD_PER_USD)

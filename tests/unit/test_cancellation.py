@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 from models.tables import Batch, QueryRow, SampleRow
 from scheduler.cancellation import cancel_batch, cancel_waiting, stop_parked
 from scheduler.errors import Conflict, NotFound
+from scheduler.recovery import expire_batches
 from scheduler.states import BATCH_FINAL, BatchState, QueryState
 from tests.factories import NOW, add_batch, add_query, add_tenant, new_sessions
 from tests.unit.answering import answer
@@ -100,3 +101,30 @@ def test_a_query_that_goes_on_again_is_not_stopped(session: Session, batch: Batc
     stopped = stop_parked(session, row.id, NOW)
 
     assert (stopped, session.get_one(QueryRow, row.id).state) == (False, QueryState.QUEUED)
+
+
+@pytest.mark.parametrize("before", [QueryState.QUEUED, QueryState.PLANNED])
+def test_expiry_keeps_the_best_answer_that_is_paid_for(session: Session, batch: Batch, before: QueryState) -> None:
+    row = answer(session, batch, "22", "21", "21", verifier="numeric")
+    session.execute(update(SampleRow).values(answer=SampleRow.text))
+    row.state, row.chosen_sample_id, row.finished_at = before, None, None
+    never_begun = add_query(session, batch)
+
+    expire_batches(session, batch.expires_at)
+
+    session.refresh(row)
+    session.refresh(never_begun)
+    assert (row.state, row.because) == (QueryState.EXPIRED, "completion window ended; best so far")
+    assert session.scalars(select(SampleRow.text).where(SampleRow.id == row.chosen_sample_id)).one() == "21"
+    assert (never_begun.state, never_begun.chosen_sample_id) == (QueryState.EXPIRED, None)
+
+
+def test_cancelling_wants_no_answer_of_what_waits(session: Session, batch: Batch) -> None:
+    row = answer(session, batch, "21", verifier="numeric")
+    row.state, row.chosen_sample_id, row.finished_at = QueryState.QUEUED, None, None
+    cancel_batch(session, batch.tenant_id, batch.id, NOW)
+
+    cancel_waiting(session, batch.id, NOW)
+
+    session.refresh(row)
+    assert (row.state, row.chosen_sample_id) == (QueryState.CANCELLED, None)

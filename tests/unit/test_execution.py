@@ -261,6 +261,37 @@ def test_a_request_the_engine_refuses_fails_with_its_reason(sessions: sessionmak
     assert "no such tool" in (row(sessions, query_id).error_json or "")
 
 
+@pytest.mark.parametrize("strategy", ["self_consistency", "best_of_n"])
+def test_a_refusal_that_comes_later_leaves_the_best_answer_so_far(
+    sessions: sessionmaker[Session], strategy: str
+) -> None:
+    query_id = query_of(sessions)
+
+    drive(sessions, query_id, ScriptedEngine(answers("7"), EngineRejected("too many samples")), strategy=strategy)
+
+    query = row(sessions, query_id)
+    assert (query.state, query.because) == (QueryState.ANSWERED, "engine refused more; best so far")
+    assert (query.samples_drawn, query.chosen_sample_id is not None) == (1, True)
+
+
+def test_a_running_query_whose_batch_expires_keeps_the_best_of_what_it_paid_for(
+    sessions: sessionmaker[Session],
+) -> None:
+    query_id = query_of(sessions)
+    flags = Flags()
+
+    def then_expire(_request: GenerationRequest, _abort: Abort) -> Generation:
+        flags.cancelled = True  # what a worker is told of a batch that is over, for whatever reason
+        sample = Sample(text="21", tokens=TOKENS)
+        return Generation(samples=(sample,), usage=Usage(prompt=PROMPT, completion=TOKENS))
+
+    drive(sessions, query_id, ScriptedEngine(then_expire), flags=flags)
+
+    query = row(sessions, query_id)
+    assert (query.state, query.because) == (QueryState.EXPIRED, settlement.EXPIRED_BEST)
+    assert (query.chosen_sample_id is not None, query.correct) == (True, True)
+
+
 def test_a_broken_off_sample_is_paid_for_and_drawn_again(sessions: sessionmaker[Session]) -> None:
     query_id = query_of(sessions)
     engine = ScriptedEngine(cut)

@@ -14,7 +14,9 @@ from sqlalchemy.orm import Session
 from models.tables import File, FileChunk, Tenant
 from scheduler.errors import Conflict, InvalidRequest, NotFound, TooLarge
 from scheduler.files import (
+    EXPIRES_AFTER_MIN_S,
     PIECE_BYTES,
+    delete_expired,
     delete_file,
     file_content,
     file_object,
@@ -25,6 +27,7 @@ from scheduler.files import (
 )
 from scheduler.intake import create_batch
 from scheduler.requests import ENDPOINT
+from scheduler.states import BatchState
 from tests.factories import NOW, add_tenant, new_sessions
 
 
@@ -196,3 +199,31 @@ def test_a_batchs_output_and_error_file_can_be_read_from_the_start(session: Sess
         assert view.purpose == "batch_output"
         assert b"".join(file_content(session, view)) == b""
         assert file_object(session, view)["bytes"] == 0
+
+
+def test_a_file_is_forgotten_when_its_time_is_up_and_not_before(session: Session, tenant: Tenant) -> None:
+    file = store_upload(
+        session, tenant.id, "a", "batch", [b"{}"], bytes_max=10, now=NOW, expires_after_s=EXPIRES_AFTER_MIN_S
+    )
+    ends_at = NOW + timedelta(seconds=EXPIRES_AFTER_MIN_S)
+
+    early = delete_expired(session, ends_at - timedelta(seconds=1))
+    kept = list(read_chunks(session, file.id))
+    late = delete_expired(session, ends_at)
+
+    session.expire_all()
+    assert (early, kept, late) == (0, [b"{}"], 1)
+    with pytest.raises(NotFound):
+        find_file(session, tenant.id, file.id)
+
+
+def test_a_file_that_is_still_being_read_outlives_its_time(session: Session, tenant: Tenant) -> None:
+    file = store_upload(session, tenant.id, "a", "batch", [b"{}"], bytes_max=10, now=NOW, expires_after_s=3600)
+    batch = create_batch(session, tenant.id, input_file_id=file.id, endpoint=ENDPOINT, now=NOW)
+    later = NOW + timedelta(days=1)
+
+    during = delete_expired(session, later)
+    batch.state = BatchState.FAILED
+    session.flush()
+
+    assert (during, delete_expired(session, later)) == (0, 1)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sqlalchemy import event, update
 from sqlalchemy.orm import Session
 
-from models.tables import Batch, PlanRow, QueryRow, SampleRow, Tenant
+from models.tables import Batch, File, PlanRow, QueryRow, SampleRow, Tenant
 from scheduler.finalization import PAGE, batch_object, batch_objects, error_line, finalize, output_chunks, response_body
 from scheduler.states import QUERY_FINAL, QUERY_OPEN, BatchState, QueryState
 from tests.factories import NOW, add_batch, add_query, add_tenant, new_sessions
@@ -153,6 +153,16 @@ def test_a_budget_stop_with_an_answer_is_output_and_without_one_an_error(session
     assert error["custom_id"] == empty.custom_id
     assert error["error"]["code"] == "budget_stopped"
     assert error["error"]["message"].endswith(": batch.")
+
+
+def test_an_expired_query_that_had_paid_for_an_answer_is_output(session: Session, batch: Batch) -> None:
+    late = answer(session, batch, "21", state=QueryState.EXPIRED)
+
+    [line] = output(session, batch)
+
+    assert line["custom_id"] == late.custom_id
+    assert line["response"]["body"]["allotd"]["outcome"] == "expired"
+    assert errors(session, batch) == []
 
 
 @pytest.mark.parametrize(
@@ -314,6 +324,7 @@ def test_a_batch_says_how_far_it_is_and_what_it_costs(session: Session, batch: B
     assert shown["usage"]["total_tokens"] == 2 * PROMPT_TOKENS + 3 * TOKENS
     assert shown["model"] == "fake"
     assert shown["allotd"] == {
+        "tenant": "acme",
         "states": {"answered": 2, "failed": 1, "queued": 3, "parked": 1},
         "spent_nanousd": cost,
         "spent_usd": f"{cost / 1e9:.9f}",
@@ -343,7 +354,7 @@ def test_a_batch_has_openais_fields_in_seconds_since_1970(session: Session, tena
     assert shown["allotd"]["eta_s"] == 0
 
 
-def test_many_batches_are_counted_in_one_statement(session: Session, tenant: Tenant) -> None:
+def test_many_batches_are_counted_and_named_in_two_statements(session: Session, tenant: Tenant) -> None:
     batches = [add_batch(session, tenant) for _ in range(5)]
     for i, batch in enumerate(batches):
         for _ in range(i):
@@ -353,4 +364,51 @@ def test_many_batches_are_counted_in_one_statement(session: Session, tenant: Ten
         shown = batch_objects(session, batches)
 
     assert [each["request_counts"]["total"] for each in shown] == [0, 1, 2, 3, 4]
-    assert len(seen) == 1
+    assert len(seen) == 2
+
+
+def test_a_batch_that_is_over_shows_only_files_that_hold_lines(session: Session, batch: Batch) -> None:
+    batch.output_file_id, batch.error_file_id = "file-output", "file-error"
+
+    def shown() -> tuple[str | None, str | None]:
+        told = batch_object(session, batch)
+        return told["output_file_id"], told["error_file_id"]
+
+    before = shown()
+    batch.state = BatchState.COMPLETED
+    empty = shown()
+    batch.state = BatchState.IN_PROGRESS
+    answer(session, batch, "21")
+    batch.state = BatchState.COMPLETED
+    answered = shown()
+    ended(session, batch, QueryState.FAILED)
+
+    assert [before, empty, answered, shown()] == [
+        ("file-output", "file-error"),
+        (None, None),
+        ("file-output", None),
+        ("file-output", "file-error"),
+    ]
+
+
+def test_output_files_live_as_long_after_the_batchs_end_as_was_asked(session: Session, batch: Batch) -> None:
+    files = [
+        File(
+            id=f"file-{kind}",
+            tenant_id=batch.tenant_id,
+            purpose="batch_output",
+            filename=kind,
+            bytes_total=0,
+            created_at=NOW,
+        )
+        for kind in ("output", "error")
+    ]
+    session.add_all(files)
+    batch.output_file_id, batch.error_file_id = "file-output", "file-error"
+    batch.output_expires_after_s = 3600
+    session.flush()
+
+    assert finalize(session, batch, LATER)
+
+    session.expire_all()
+    assert [file.expires_at for file in files] == [LATER + timedelta(hours=1)] * 2

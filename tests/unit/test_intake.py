@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -16,9 +17,10 @@ from sqlalchemy.orm import Session
 
 from models.tables import Batch, File, PriceRow, QueryRow, Tenant
 from scheduler.errors import Conflict, InvalidRequest, ModelUnpriced, NotFound, TooLarge
-from scheduler.files import store_upload
-from scheduler.finalization import batch_object
+from scheduler.files import delete_file, store_upload
+from scheduler.finalization import batch_object, finalize
 from scheduler.intake import advance_intake, create_batch, create_interactive, dry_run
+from scheduler.recovery import call_off
 from scheduler.requests import ENDPOINT
 from scheduler.settings import Settings
 from scheduler.states import BatchState, QueryState
@@ -207,13 +209,13 @@ def test_a_line_too_long_is_refused_and_the_next_one_read(session: Session, tena
 
 def test_a_batch_that_is_no_longer_validating_is_left_alone(session: Session, tenant: Tenant) -> None:
     batch = open_batch(session, tenant, line("a"))
-    batch.state = BatchState.CANCELLING
+    batch.state = BatchState.CANCELLED
     session.flush()
 
     assert advance_intake(session, batch.id, SETTINGS, NOW)
 
     assert rows_of(session, batch) == []
-    assert batch.state == BatchState.CANCELLING
+    assert batch.state == BatchState.CANCELLED
 
 
 LINES = st.lists(
@@ -442,3 +444,61 @@ def test_a_dry_run_refuses_what_would_fail_as_a_whole(
 ) -> None:
     with pytest.raises(kind, match=says):
         dry_run(session, [content], Settings(**limits), tenant.id, NOW)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("over", "outcome"), [(BatchState.CANCELLING, QueryState.CANCELLED), (BatchState.FINALIZING, QueryState.EXPIRED)]
+)
+@pytest.mark.parametrize("lines_read", [0, 2])
+def test_every_line_of_a_batch_called_off_while_it_was_read_is_accounted_for(
+    session: Session, tenant: Tenant, over: BatchState, outcome: QueryState, lines_read: int
+) -> None:
+    batch = open_batch(session, tenant, b"\n".join([*(line(f"q{i}") for i in range(5)), b"no JSON", b"", b" "]))
+    if lines_read:
+        advance_intake(session, batch.id, SETTINGS, NOW, lines=lines_read)
+    batch.state, batch.expired_at = over, NOW if over is BatchState.FINALIZING else None
+    session.flush()
+    call_off(session, batch, outcome, NOW)
+
+    early = finalize(session, batch, NOW)
+    take_in(session, batch, lines=1)
+    late = finalize(session, batch, NOW)
+
+    assert (early, late) == (False, True)
+    assert Counter(row[2] for row in rows_of(session, batch)) == {outcome: 5, QueryState.FAILED: 1}
+    assert batch_object(session, batch)["request_counts"] == {"total": 6, "completed": 0, "failed": 6}
+
+
+def test_lines_read_after_a_cancel_do_not_blame_a_model_that_is_away(session: Session, tenant: Tenant) -> None:
+    batch = open_batch(session, tenant, line("a", model="not-there-yet"))
+    batch.state = BatchState.CANCELLING
+    session.flush()
+
+    take_in(session, batch)
+
+    assert [row[2:] for row in rows_of(session, batch)] == [(QueryState.CANCELLED, None, None)]
+
+
+def test_the_file_of_a_batch_called_off_is_kept_until_it_is_read(session: Session, tenant: Tenant) -> None:
+    batch = open_batch(session, tenant, line())
+    batch.state = BatchState.CANCELLING
+    session.flush()
+    file_id = str(batch.input_file_id)
+
+    with pytest.raises(Conflict):
+        delete_file(session, tenant.id, file_id, NOW)
+
+    take_in(session, batch)
+    delete_file(session, tenant.id, file_id, NOW)
+
+
+def test_a_dry_run_says_what_other_amounts_would_reach(session: Session, tenant: Tenant) -> None:
+    content = b"\n".join(line(str(i), allotd={"verifier": "numeric", "reference": "1"}) for i in range(8))
+
+    one_each = dry_run(session, [content], SETTINGS, tenant.id, NOW).low_nanousd
+    run = dry_run(session, [content], SETTINGS, tenant.id, NOW, what_if_nanousd=(one_each // 2, 10**9))
+
+    little, plenty = run.reaches
+    assert (little.abandoned, plenty.abandoned) == (4, 0)
+    assert little.used_nanousd <= one_each // 2 < plenty.used_nanousd
+    assert little.right < plenty.right <= 8

@@ -7,7 +7,7 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.jsonlines import Line, foreign_start, split_lines
+from scheduler.jsonlines import START_BYTES, Line, foreign_start, split_lines
 
 LINE_MAX = 6
 TEXTS = st.lists(st.sampled_from([b"a", b"abcdef", b"abcdefg", b"x" * 40, b" ", b"\t", b"\r", b"\n", b"\n\n"])).map(
@@ -60,3 +60,14 @@ def test_files_that_cannot_be_jsonl_are_known_by_their_first_bytes() -> None:
     assert foreign_start(b"\x1f\x8b\x08") == "The file is compressed with gzip; send it unpacked."
     assert foreign_start(b'{"custom_id"') is None
     assert foreign_start(b"") is None
+
+
+@given(places=st.lists(st.integers(0, 1000), max_size=6))
+def test_a_line_that_is_too_long_is_known_by_its_start(places: list[int]) -> None:
+    text = b'ok\n{"custom_id": "long", "x": "' + b"x" * 5000 + b'"}\nok'
+
+    _, long, _ = split_lines(cut(text, places), LINE_MAX)
+
+    assert long.content is None
+    assert long.start.startswith(b'{"custom'[: len(long.start)])
+    assert len(long.start) <= START_BYTES

@@ -152,3 +152,17 @@ def test_a_disabled_tenants_queries_wait(session: Session) -> None:
     add_query(session, add_batch(session, add_tenant(session, disabled_at=NOW)))
 
     assert window(session) == []
+
+
+@pytest.mark.parametrize("body", [{"temperature": 0}, {"temperature": 1e-6}, {"top_k": 1}])
+@pytest.mark.parametrize("strategy", ["best_of_n", "self_consistency"])
+def test_greedy_sampling_is_given_one_sample_whatever_was_asked(
+    session: Session, body: dict[str, float], strategy: str
+) -> None:
+    add_worker(session)
+    batch = add_batch(session, add_tenant(session))
+    add_query(session, batch, body=body, strategy=strategy, samples_max=16, verifier="numeric", reference="21")
+
+    [draft] = drafts(session)
+
+    assert draft.plan.samples_max == 1

@@ -120,6 +120,22 @@ def test_the_saving_is_against_the_batchs_largest_sample_budget_for_every_query(
     assert total.saving_ratio == uniform / (wave_nanousd(1) + wave_nanousd(2))
 
 
+def test_only_queries_with_an_outcome_of_their_own_count_for_samples_per_query_and_saving(
+    session: Session, batch: Batch
+) -> None:
+    answer(session, batch, "21", "21")
+    before = report(session).total
+    answer(session, batch, "no", "no", "no", state=QueryState.FAILED)
+    answer(session, batch, "21", "21", "21").state = QueryState.CANCELLED
+    add_query(session, batch, state=QueryState.EXPIRED, finished_at=NOW)
+    session.flush()
+
+    after = report(session).total
+
+    assert (after.samples, after.samples_per_query) == (8, before.samples_per_query)
+    assert (after.uniform_cost_nanousd, after.saving_ratio) == (before.uniform_cost_nanousd, before.saving_ratio)
+
+
 def test_a_batchs_largest_budget_does_not_reach_another_batch(session: Session, tenant: Tenant) -> None:
     small, large = add_batch(session, tenant), add_batch(session, tenant)
     row = answer(session, small, "21")

@@ -79,8 +79,8 @@ def allotd(**options: Any) -> dict[str, Any]:
         (line(body={"seed": 77}).replace(b"77", b"NaN"), "invalid_number", "holds NaN"),
         (line(body={"seed": 77}).replace(b"77", b"-Infinity"), "invalid_number", "holds -Infinity"),
         (line(body={"temperature": 77}).replace(b"77", b"1e400"), "invalid_number", "like 1e400"),
-        (line(body={"x": 77}).replace(b"77", b"9" * 6000), "invalid_number", "number too large"),
-        (line(body={"x": 77}).replace(b"77", b"[" * 65 + b"]" * 65), "nested_too_deep", "deeper than 64 levels"),
+        (line(body={"seed": 77}).replace(b"77", b"9" * 6000), "invalid_number", "number too large"),
+        (line(body={"seed": 77}).replace(b"77", b"[" * 65 + b"]" * 65), "nested_too_deep", "deeper than 64 levels"),
         (b"[" * 100_000, "nested_too_deep", "deeper than 64 levels"),
         (b'{"a":' * 100_000, "nested_too_deep", "deeper than 64 levels"),
     ],
@@ -108,6 +108,8 @@ def test_bytes_that_are_no_request_are_refused_with_what_they_are(raw: bytes, co
         ({"body": {"stream": True}}, "stream_unsupported", "body.stream", "answers are not streamed"),
         ({"body": {"n": 2}}, "n_unsupported", "body.n", "set body.allotd.samples_max"),
         ({"body": {"n": 0}}, "n_unsupported", "body.n", "n is 0"),
+        ({"body": {"logprobs": True}}, "logprobs_unsupported", "body.logprobs", "answers carry none"),
+        ({"body": {"top_logprobs": 5}}, "logprobs_unsupported", "body.top_logprobs", "answers carry none"),
         (
             {"body": {"model": "gpt"}},
             "model_not_found",
@@ -128,18 +130,18 @@ def test_bytes_that_are_no_request_are_refused_with_what_they_are(raw: bytes, co
             "body.messages[0].role",
             "unknown value 'king'; known: system, developer, user",
         ),
-        ({"body": {"messages": [{"role": "user"}]}}, "invalid_message", "body.messages[0].content", "is missing"),
-        (content(None), "invalid_message", "body.messages[0].content", "is missing; give text or a list of parts"),
+        ({"body": {"messages": [{"role": "user"}]}}, "missing_field", "body.messages[0].content", "is missing"),
+        (content(None), "invalid_type", "body.messages[0].content", "must be text or a list, not null"),
         (content(5), "invalid_type", "body.messages[0].content", "must be text or a list, not a whole number"),
         (content([]), "invalid_value", "body.messages[0].content", "is empty"),
         (content(["hi"]), "invalid_type", "body.messages[0].content[0]", "must be an object"),
         (content([{"text": "hi"}]), "missing_field", "body.messages[0].content[0].type", "is missing"),
-        (content([{"type": "text"}]), "invalid_message", "body.messages[0].content[0].text", "is missing"),
+        (content([{"type": "text"}]), "missing_field", "body.messages[0].content[0].text", "is missing"),
         (
             content([{"type": "image_url", "image_url": {"url": "http://10.0.0.1/"}}]),
-            "remote_url",
-            "body.messages[0].content[0].image_url",
-            "must be a data: URL",
+            "field_unsupported",
+            "body.messages[0].content[0].type",
+            "is 'image_url', which is not taken: messages are text",
         ),
         ({"body": {"max_tokens": 0}}, "invalid_value", "body.max_tokens", "a whole number of at least 1"),
         ({"body": {"max_tokens": -5}}, "invalid_value", "body.max_tokens", "at least 1"),
@@ -191,6 +193,27 @@ def test_a_body_that_is_no_object_is_refused() -> None:
     raw = json.dumps({"custom_id": "a", "method": "POST", "url": ENDPOINT, "body": "x"}).encode()
 
     assert "body must be an object, not text" in rejected(raw).message
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b'{"custom_id": "caf\xc3\xa9-1", "method": "POST", "body": {"model": ',
+        b'{"method": "POST" "custom_id" : "caf\\u00e9-1"}',
+        b'{"custom_id": "caf\xc3\xa9-1", "body": {"temperature": NaN}}',
+        b'{"custom_id": "caf\xc3\xa9-1", "body": {"user": "\xff"}}',
+        b'[{"custom_id": "caf\xc3\xa9-1"',
+    ],
+)
+def test_a_broken_line_is_told_with_the_custom_id_it_holds(raw: bytes) -> None:
+    assert rejected(raw).said == "caf\u00e9-1"
+
+
+@pytest.mark.parametrize(
+    "raw", [b'{"custom_id": 17', b'{"custom_id": "a', b'{"text": "\\"custom_id\\": \\"a\\""', b"x"]
+)
+def test_a_broken_line_without_a_custom_id_makes_none_up(raw: bytes) -> None:
+    assert rejected(raw).said is None
 
 
 def test_a_rejected_line_keeps_a_usable_custom_id_and_repeats_an_unusable_one() -> None:
@@ -272,10 +295,13 @@ def test_nulls_stand_for_what_is_left_out() -> None:
     [
         [{"role": "system", "content": "Be brief."}, *MESSAGES],
         [{"role": "user", "content": [{"type": "text", "text": "hi"}], "name": "me"}],
-        [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,AA=="}}]}],
         [
             *MESSAGES,
-            {"role": "assistant", "content": None, "tool_calls": [{"id": "1", "type": "function", "function": {}}]},
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}],
+            },
             {"role": "tool", "content": "4", "tool_call_id": "1"},
         ],
         [{"role": "user", "content": "\u0000 \U0001f600 \u00e9"}],
@@ -289,7 +315,7 @@ def test_messages_of_every_kind_are_kept_as_they_are(messages: list[dict[str, An
 
 
 def test_nesting_up_to_the_limit_is_fine() -> None:
-    raw = line(body={"x": 77}).replace(b"77", b"[" * 62 + b"]" * 62)
+    raw = line(body={"stream_options": 77}).replace(b"77", b"[" * 62 + b"]" * 62)
 
     assert parsed(raw)
 

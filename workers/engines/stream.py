@@ -22,6 +22,9 @@ today's vocabularies, so the guess is on the side of the tenant's cap."""
 DEAD = "EngineCore encountered an issue"
 """What vLLM's HTTP process says, with status 500, when the process behind it has died: a restart mends that."""
 
+PROMPT_EXTRA_TOKENS = 32_768
+"""What a chat template, tools and pictures may add to a prompt whose words are fewer bytes: more is no honest count."""
+
 Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
@@ -84,7 +87,14 @@ class _Chunk(msgspec.Struct):
     error: _Fault | None = None
 
 
+class _ChunkWithoutUsage(msgspec.Struct):
+    choices: list[_Choice] = []
+    usage: msgspec.Raw = msgspec.Raw(b"null")
+    error: _Fault | None = None
+
+
 _decode_chunk = msgspec.json.Decoder(_Chunk).decode
+_decode_without_usage = msgspec.json.Decoder(_ChunkWithoutUsage).decode
 
 
 @dataclass(slots=True)
@@ -112,6 +122,12 @@ class _Partial:
     def counted_tokens(self) -> int:
         """One per logprob, else guessed from chunks and bytes, rather too many than too few."""
         return self.logprob_count or max(self.chunks, ceil(self.bytes_seen / BYTES_PER_TOKEN))
+
+    def credible_tokens(self, allowed: int) -> int:
+        """The choice's tokens to be paid for: a report of more than was allowed counts only as far as it arrived."""
+        if self.reported_tokens is None:
+            return min(self.counted_tokens, max(allowed, self.logprob_count))
+        return self.reported_tokens if self.reported_tokens <= allowed else min(self.tokens, self.counted_tokens)
 
     def add(self, choice: _Choice) -> None:
         if choice.delta is not None:
@@ -163,6 +179,8 @@ class ChatStream:
         self._total: _Usage | None = None
         self._is_ended = False
         self.has_usage = False
+        self.complaint: str | None = None
+        """What no honest server does, where this one has done it."""
 
     @property
     def is_complete(self) -> bool:
@@ -180,7 +198,10 @@ class ChatStream:
         return any(choice.tokens for choice in self._choices)
 
     def feed(self, data: bytes) -> None:
-        """Take in what the network brought, in pieces of any size. Raises EngineError on what is no chunk."""
+        """Take in what the network brought, in pieces of any size.
+
+        Raises EngineError on what is no chunk, and on more than was asked for, which nobody is to wait for the end of.
+        """
         *lines, self._tail = (self._tail + data).split(b"\n")
         if len(self._tail) > LINE_BYTES_MAX:
             raise EngineError("The model server sent a line without end.")
@@ -201,24 +222,65 @@ class ChatStream:
             for choice, tokens, thought in zip(self._choices, counts, reasoning, strict=True)
             if tokens or choice.finish_reason is not None
         )
-        return Generation(samples=samples, usage=self._usage(counts, reasoning), interrupted=not self.is_complete)
+        return Generation(
+            samples=samples,
+            usage=self._usage(counts, reasoning),
+            interrupted=not self.is_complete,
+            complaint=self.complaint,
+        )
 
     def _event(self, data: bytes) -> None:
         if data == b"[DONE]":
             self._is_ended = True
             return
-        try:
-            chunk = _decode_chunk(data)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-            raise EngineError(f"The model server sent what is no chunk of a chat completion: {error}") from None
+        chunk = self._decoded(data)
         if chunk.error is not None:
             raise fault(chunk.error.code, chunk.error.message)
         for choice in chunk.choices:
             if choice.index >= len(self._choices):
+                self._complain(f"It sent choice {choice.index}, counted from 0, of {len(self._choices)} asked for.")
                 raise EngineError(f"The model server sent choice {choice.index} of {len(self._choices)}.")
             self._choices[choice.index].add(choice)
         if chunk.usage is not None:
             self._count(chunk.usage, chunk.choices)
+        self._check(chunk)
+
+    def _decoded(self, data: bytes) -> _Chunk:
+        """The chunk; one whose usage alone is garbage is read without it, and complained of."""
+        try:
+            return _decode_chunk(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+            problem = error
+        try:
+            chunk = _decode_without_usage(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            raise EngineError(f"The model server sent what is no chunk of a chat completion: {problem}") from None
+        self._complain(f"It reported a usage that is none: {problem}.")
+        return _Chunk(choices=chunk.choices, error=chunk.error)
+
+    def _check(self, chunk: _Chunk) -> None:
+        """Complain of a count that is more than was allowed, or than can be. Raises EngineError where it is."""
+        allowed, problem = self._request.tokens_max, None
+        for choice in (self._choices[choice.index] for choice in chunk.choices):
+            most = max(choice.reported_tokens or 0, choice.logprob_count)
+            if most > allowed:
+                problem = f"It made or reported {most} tokens for a sample of at most {allowed}."
+        total = self._total.completion_tokens if self._total is not None else None
+        if total is not None and total > allowed * len(self._choices):
+            problem = f"It reported {total} completion tokens where {allowed * len(self._choices)} were allowed."
+        if self._is_prompt_absurd():
+            problem = f"It reported {self._prompt} prompt tokens, which is more than the prompt's bytes."
+        if problem is not None:
+            self._complain(problem)
+            raise EngineError(f"The model server does not keep to what it was asked for. {problem}")
+
+    def _is_prompt_absurd(self) -> bool:
+        if self._prompt is None or self._prompt <= PROMPT_EXTRA_TOKENS:
+            return False  # as nearly always; writing the prompt down to measure it takes longer than the question
+        return self._prompt > prompt_most(self._request.messages, self._request.params)
+
+    def _complain(self, because: str) -> None:
+        self.complaint = self.complaint or because
 
     def _count(self, usage: _Usage, choices: list[_Choice]) -> None:
         """Read a usage: beside a choice it is that choice's so far, alone it is the request's total.
@@ -242,15 +304,17 @@ class ChatStream:
     def _counts(self) -> tuple[list[int], list[int]]:
         """Tokens and reasoning tokens of each choice, adding up to the reported total where there is one.
 
-        No choice counts more than it was allowed: that is all the tenant's reservation covers.
+        What a server reports beyond what it was allowed is paid for as far as it was seen to arrive: that much it did
+        make, whoever's fault that is, and a wrong meter alone takes nothing from the tenant.
         """
         allowed = self._request.tokens_max
-        counts = [choice.tokens for choice in self._choices]
+        counts = [choice.credible_tokens(allowed) for choice in self._choices]
         total = self._total.completion_tokens if self._total is not None else None
         if total is not None and total != sum(counts):
-            total = min(total, allowed * len(counts))
-            counts = apportion(total, [choice.counted_tokens for choice in self._choices])
-        counts = [min(count, allowed) for count in counts]
+            seen = [choice.counted_tokens for choice in self._choices]
+            if total > allowed * len(counts):
+                total = min(total, sum(seen))
+            counts = [min(n, max(allowed, m)) for n, m in zip(apportion(total, seen), seen, strict=True)]
         return counts, [min(*pair) for pair in zip(self._reasoning_counts(), counts, strict=True)]
 
     def _reasoning_counts(self) -> list[int]:
@@ -262,7 +326,7 @@ class ChatStream:
 
     def _usage(self, counts: list[int], reasoning: list[int]) -> Usage:
         prompt = self._prompt
-        if prompt is None:
+        if prompt is None or self._is_prompt_absurd():
             prompt = prompt_guess(self._request.messages) if any(counts) else 0
         return Usage(prompt=prompt, cached=min(self._cached, prompt), completion=sum(counts), reasoning=sum(reasoning))
 
@@ -296,6 +360,11 @@ def apportion(total: int, weights: list[int]) -> list[int]:
 def prompt_guess(messages: tuple[Json, ...]) -> int:
     """Tokens of a prompt whose count nobody told; the JSON around the words stands for the chat template."""
     return ceil(len(msgspec.json.encode([dict(message) for message in messages])) / BYTES_PER_TOKEN)
+
+
+def prompt_most(messages: tuple[Json, ...], params: Json) -> int:
+    """More tokens than any server can honestly count in a prompt: no token is shorter than a byte."""
+    return len(msgspec.json.encode([*map(dict, messages), dict(params)])) + PROMPT_EXTRA_TOKENS
 
 
 def _sample(choice: _Partial, tokens: int, reasoning_tokens: int) -> Sample:

@@ -45,6 +45,11 @@ def reward(samples: tuple[Sample, ...]) -> Generator[Request, Any, tuple[float, 
     return rewards
 
 
+def at_budget(query: Query, because: str) -> str:
+    """Why a strategy ends that has drawn all it may: `because`, or that a greedy query's samples are all one."""
+    return "greedy sampling would repeat its only sample" if query.is_greedy else because
+
+
 def growing_wave(drawn: int, samples_max: int) -> int:
     """How many samples to ask for next: one, then half as many again as are there, never past the budget.
 

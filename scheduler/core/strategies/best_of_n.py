@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from scheduler.core.strategies.base import Steps, draw, growing_wave, reward
+from scheduler.core.strategies.base import Steps, at_budget, draw, growing_wave, reward
 from scheduler.types import Outcome, Plan, Query, Sample
 
 VERIFIED = 1.0
 """The outcome reward at which a verifier has accepted a sample; a reward model's score stays below it."""
 
 
-def best_of_n(_query: Query, plan: Plan) -> Steps:
+def best_of_n(query: Query, plan: Plan) -> Steps:
     """Draw up to n samples and keep the one the verifier likes best; stop at the first it accepts."""
     best: Sample | None = None
     best_reward = -1.0
@@ -27,4 +27,4 @@ def best_of_n(_query: Query, plan: Plan) -> Steps:
             return Outcome(chosen=best, because="verified", confidence=1.0)
     if best is None:
         return Outcome(chosen=None, because="nothing was generated")
-    return Outcome(chosen=best, because="highest outcome reward", confidence=best_reward)
+    return Outcome(chosen=best, because=at_budget(query, "highest outcome reward"), confidence=best_reward)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 
 from scheduler.core.stopping import is_decided, is_settled, leader_holds, votes_to_settle
-from scheduler.core.strategies.base import Steps, draw
+from scheduler.core.strategies.base import Steps, at_budget, draw
 from scheduler.types import Outcome, Plan, Query, Sample
 
 
-def self_consistency(_query: Query, plan: Plan) -> Steps:
+def self_consistency(query: Query, plan: Plan) -> Steps:
     """Draw up to n samples and return the most frequent answer; stop as soon as the vote is settled or decided.
 
     Samples in which no answer could be read cast no vote, but are drawn and paid for.
@@ -27,7 +27,7 @@ def self_consistency(_query: Query, plan: Plan) -> Steps:
         if not drawn:
             return elect(samples, because="vote cut short")
         samples += drawn
-    return elect(samples, because="majority of all samples")
+    return elect(samples, because=at_budget(query, "majority of all samples"))
 
 
 def leading_votes(samples: tuple[Sample, ...]) -> tuple[int, int]:

@@ -66,7 +66,7 @@ def test_a_failed_query_is_told_with_its_reason(api: TestClient, auth: dict[str,
     with meanwhile(services, state=QueryState.FAILED, finished_at=NOW, error_json=error):
         reply = api.post(PATH, json=QUESTION, headers=auth)
 
-    assert (reply.status_code, reply.json()["error"]["code"]) == (502, "engine_rejected")
+    assert (reply.status_code, reply.json()["error"]["code"]) == (400, "engine_rejected")
     assert reply.json()["error"]["message"] == "The prompt is too long."
 
 

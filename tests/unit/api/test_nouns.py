@@ -96,6 +96,79 @@ def test_an_amount_that_cannot_be_a_cap_is_refused(api: TestClient, tenant: dict
     assert reply.status_code == 400
 
 
+def test_a_cap_of_nothing_names_the_way_to_stop_a_tenant(api: TestClient, tenant: dict[str, Any]) -> None:
+    reply = api.post("/v1/caps", json={"tenant": "acme", "limit_usd": "0.00", "period": "day"}, headers=ADMIN)
+
+    assert reply.status_code == 400
+    assert "`allotd tenant disable acme`" in reply.json()["error"]["message"]
+
+
+def test_a_tenants_name_of_other_letters_is_refused_with_those_there_are(api: TestClient) -> None:
+    reply = api.post("/v1/tenants", json={"name": "Zürich"}, headers=ADMIN)
+
+    assert reply.status_code == 400
+    assert "letters (a to z, A to Z" in reply.json()["error"]["message"]
+
+
+def test_the_head_of_a_files_content_is_its_length(api: TestClient, auth: dict[str, str]) -> None:
+    file = api.post("/v1/files", files={"file": ("a", b'{"a": 1}')}, data={"purpose": "batch"}, headers=auth).json()
+
+    head = api.head(f"/v1/files/{file['id']}/content", headers=auth)
+    none = api.head("/v1/files/file-none/content", headers=auth)
+
+    assert (head.status_code, head.headers["content-length"], head.content) == (200, "8", b"")
+    assert none.status_code == 404
+
+
+def test_a_file_and_a_batchs_output_may_expire_as_openai_has_it(api: TestClient, auth: dict[str, str]) -> None:
+    form = {"purpose": "batch", "expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+    file = api.post("/v1/files", files={"file": ("a", b"{}")}, data=form, headers=auth).json()
+    body = {
+        "input_file_id": file["id"],
+        "endpoint": "/v1/chat/completions",
+        "completion_window": "24h",
+        "output_expires_after": {"anchor": "created_at", "seconds": 2_592_000},
+    }
+
+    batch = api.post("/v1/batches", json=body, headers=auth)
+
+    assert file["expires_at"] == file["created_at"] + 3600
+    assert batch.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("wrong", "param"),
+    [
+        ({"expires_after[anchor]": "created_at"}, "expires_after[seconds]"),
+        ({"expires_after[seconds]": "3600"}, "expires_after[anchor]"),
+        ({"expires_after[anchor]": "last_used_at", "expires_after[seconds]": "3600"}, "expires_after[anchor]"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "3599"}, "expires_after[seconds]"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "2592001"}, "expires_after[seconds]"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "soon"}, "expires_after[seconds]"),
+    ],
+)
+def test_a_file_cannot_expire_in_other_ways(
+    api: TestClient, auth: dict[str, str], wrong: dict[str, str], param: str
+) -> None:
+    reply = api.post("/v1/files", files={"file": ("a", b"{}")}, data={"purpose": "batch", **wrong}, headers=auth)
+
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": 3600}, {"anchor": "now", "seconds": 3600}, {"anchor": "created_at", "seconds": 1}]
+)
+def test_a_batchs_output_cannot_expire_in_other_ways(
+    api: TestClient, auth: dict[str, str], wrong: dict[str, Any]
+) -> None:
+    body = {"input_file_id": "file-x", "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+
+    reply = api.post("/v1/batches", json={**body, "output_expires_after": wrong}, headers=auth)
+
+    assert reply.status_code == 400
+    assert reply.json()["error"]["param"].startswith("output_expires_after")
+
+
 def test_a_cap_on_a_model_without_a_price_is_refused(api: TestClient, tenant: dict[str, Any]) -> None:
     body = {"tenant": "acme", "limit_usd": "1", "period": "day", "model": "unpriced"}
 

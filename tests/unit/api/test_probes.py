@@ -11,11 +11,12 @@ import pytest
 import structlog
 from fastapi.testclient import TestClient
 
+from models.tables import Tenant
 from scheduler.api.app import create_app
 from scheduler.logs import HIDDEN, configure_logging, without_secrets
 from scheduler.settings import Settings
 from scheduler.wiring import Services
-from tests.factories import add_batch, add_cap, add_query, add_tenant, add_worker
+from tests.factories import NOW, add_batch, add_cap, add_query, add_tenant, add_worker
 from tests.unit.api.conftest import ADMIN
 
 
@@ -64,6 +65,35 @@ def test_metrics_are_for_admins_and_for_this_machine(services: Services, auth: d
 
         assert [reply.status_code for reply in statuses] == [401, 403, 200]
         assert near.get("/metrics").status_code == 200
+
+
+def test_metrics_tell_whether_the_books_balanced_when_last_looked_at(own_api: TestClient, services: Services) -> None:
+    before = own_api.get("/metrics", headers=ADMIN).text
+    own_api.post("/v1/ledger/verify", headers=ADMIN)
+    balanced = own_api.get("/metrics", headers=ADMIN).text
+    with services.sessions.begin() as session:
+        session.query(Tenant).update({Tenant.held_nanousd: 5})
+
+    verdict = own_api.post("/v1/ledger/verify", headers=ADMIN).json()
+
+    after = own_api.get("/metrics", headers=ADMIN).text
+    assert "allotd_ledger_balanced" not in before
+    assert "allotd_ledger_balanced 1.0" in balanced
+    assert f"allotd_ledger_verified_timestamp_seconds {NOW.timestamp():.9e}" in balanced
+    assert verdict["shown"][0] == {
+        "table": "tenants",
+        "id": "tenant_first",
+        "what": "held nano-dollars",
+        "expected": 0,
+        "found": 5,
+    }
+    assert "allotd_ledger_balanced 0.0" in after
+    assert "allotd_ledger_discrepancies 1.0" in after
+
+
+def test_only_admins_look_through_the_books(api: TestClient, auth: dict[str, str]) -> None:
+    assert api.post("/v1/ledger/verify", headers=auth).status_code == 403
+    assert api.get("/v1/ledger/audits", headers=auth).status_code == 403
 
 
 def test_metrics_tell_what_waits_what_is_left_and_who_works(own_api: TestClient, services: Services) -> None:

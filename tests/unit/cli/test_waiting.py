@@ -44,6 +44,26 @@ def test_a_server_that_is_restarted_is_waited_for(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().err.count("No allotd answers. Trying on for 120 s; the batch itself is safe.") == 1
 
 
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [
+        (("completed", {"answered": 2}), 0),
+        (("completed", {"answered": 2, "failed": 1}), 4),
+        (("completed", {"answered": 2, "failed": 1, "budget_stopped": 1}), 3),
+        (("cancelled", {"answered": 2, "budget_stopped": 1}), 1),
+        (("failed", {"failed": 1}), 1),
+        (("expired", {"answered": 2, "expired": 1}), 1),
+    ],
+)
+def test_the_exit_code_tells_how_the_batch_ended(last: tuple[str, dict[str, int]], code: int) -> None:
+    status, states = last
+
+    ending = wait(batch(status, **states))
+
+    assert ending.exit_code == code
+    assert ("allotd batch submit FILE --max-cost USD" in waiting.final_words(ending)) is ("budget_stopped" in states)
+
+
 def test_a_refusal_ends_the_wait_at_once() -> None:
     with pytest.raises(Refused, match="no batch"):
         wait(Refused("There is no batch.", status=404))
@@ -122,5 +142,6 @@ def batch(status: str, **states: int) -> dict[str, Any]:
         "status": status,
         "output_file_id": None,
         "error_file_id": None,
+        "request_counts": {"total": sum(states.values()), "completed": 0, "failed": states.get("failed", 0)},
         "allotd": {"states": states, "spent_nanousd": 1_000_000, "parked": [], "eta_s": 65.0},
     }

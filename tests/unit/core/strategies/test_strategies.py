@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import pytest
@@ -50,6 +50,7 @@ def drive(
     strategy: str,
     given_answers: Sequence[str | None],
     *,
+    query: Query = QUERY,
     samples_max: int = 8,
     wave_max: int | None = None,
     judged: Callable[[Sample], float] = is_four,
@@ -58,7 +59,7 @@ def drive(
     source: Iterator[Sample] = map(sample, given_answers)
     waves: list[int] = []
     drawn: list[Sample] = []
-    steps = STRATEGIES[strategy](QUERY, plan(strategy, samples_max))
+    steps = STRATEGIES[strategy](query, plan(strategy, samples_max))
     reply: object = None
     while True:
         try:
@@ -109,6 +110,14 @@ def test_best_of_n_draws_few_samples_past_the_one_that_ends_it() -> None:
 
     assert run.outcome.because == "verified"
     assert len(run.drawn) <= 1.5 * 21
+
+
+@pytest.mark.parametrize("strategy", ["best_of_n", "self_consistency"])
+def test_a_greedy_query_ends_after_its_one_sample_and_says_why(strategy: str) -> None:
+    run = drive(strategy, ["5"] * 40, samples_max=1, query=replace(QUERY, temperature=0.0))
+
+    assert run.waves == (1,)
+    assert run.outcome.because == "greedy sampling would repeat its only sample"
 
 
 def test_self_consistency_asks_for_one_sample_then_three_and_is_settled_at_four() -> None:

@@ -1,0 +1,97 @@
+"""Which caps a tenant has, and which of their periods money counts to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy.orm import Session
+
+from models.tables import Cap, CapPeriod
+from scheduler.core.periods import Period, period_bounds
+
+
+def live_caps(session: Session, tenant_id: str, model: str | None = None) -> Sequence[Cap]:
+    """The caps in force for a tenant (and, where a model is named, for that model)."""
+    caps = session.scalars(_LIVE_CAPS, {"tenant_id": tenant_id}, execution_options={"populate_existing": True}).all()
+    return [cap for cap in caps if model is None or cap.model in {None, model}]
+
+
+def current_period(session: Session, cap: Cap, timezone: str, now: datetime) -> CapPeriod:
+    """The row of the cap's present period, made on first use (the tenant's row must be locked)."""
+    starts_at, ends_at = period_bounds(Period(cap.period), now, timezone)
+    period = session.scalars(
+        _PERIOD, {"cap_id": cap.id, "starts_at": starts_at}, execution_options={"populate_existing": True}
+    ).first()
+    if period is None:
+        period = CapPeriod(cap_id=cap.id, starts_at=starts_at, ends_at=ends_at, held_nanousd=0, spent_nanousd=0)
+        session.add(period)
+        session.flush()
+    return period
+
+
+def left_under(session: Session, cap: Cap, timezone: str, now: datetime) -> int:
+    """What a cap leaves in its present period, without locking or making anything."""
+    starts_at, _ = period_bounds(Period(cap.period), now, timezone)
+    period = session.scalars(_PERIOD, {"cap_id": cap.id, "starts_at": starts_at}).first()
+    used = period.held_nanousd + period.spent_nanousd if period is not None else 0
+    return cap.limit_nanousd - used
+
+
+def name_of(cap: Cap) -> str:
+    """How a cap is named to people."""
+    on_model = f" on {cap.model}" if cap.model else ""
+    return f"cap {cap.id} ({cap.period}{on_model})"
+
+
+def cap_moves(session: Session, moves: Sequence[tuple[Any, int, int]]) -> tuple[list[tuple[int, int, int]], set[int]]:
+    """Each wave moves the money of the periods in which it was reserved, of all caps that are in force now.
+
+    Returns those moves, and the ids of those of the periods whose soft limit may be crossed by them.
+    """
+    tenant_id = moves[0][0].tenant_id
+    instants = [wave.reserved_at for wave, _, _ in moves]
+    periods = session.execute(
+        _PERIODS_BETWEEN, {"tenant_id": tenant_id, "first": min(instants), "last": max(instants)}
+    ).all()
+    of_caps = [
+        (period.id, held, cost)
+        for period in periods
+        for wave, held, cost in moves
+        if period.model in {None, wave.model} and _is_within(period, wave.reserved_at)
+    ]
+    return of_caps, {period.id for period in periods if period.is_watched}
+
+
+def _is_within(period: Any, instant: datetime) -> bool:
+    return bool(period.starts_at <= instant and (period.ends_at is None or instant < period.ends_at))
+
+
+# Statements are built once: building one costs more than running it.
+_LIVE_CAPS = (
+    select(Cap)
+    .where(Cap.tenant_id == bindparam("tenant_id"), Cap.removed_at.is_(None))
+    .order_by(Cap.created_at, Cap.id)
+)
+_PERIOD = select(CapPeriod).where(
+    CapPeriod.cap_id == bindparam("cap_id"), CapPeriod.starts_at == bindparam("starts_at")
+)
+_PERIODS_BETWEEN = (
+    select(
+        CapPeriod.id,
+        CapPeriod.starts_at,
+        CapPeriod.ends_at,
+        Cap.model,
+        and_(Cap.soft_fraction.is_not(None), CapPeriod.soft_alerted_at.is_(None)).label("is_watched"),
+    )
+    .join(Cap, Cap.id == CapPeriod.cap_id)
+    .where(
+        Cap.tenant_id == bindparam("tenant_id"),
+        Cap.removed_at.is_(None),
+        CapPeriod.starts_at <= bindparam("last"),
+        or_(CapPeriod.ends_at.is_(None), CapPeriod.ends_at > bindparam("first")),
+    )
+    .order_by(CapPeriod.id)
+)
