@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# These need no more than their own process, so two of them run at once.
+ALONE := tests/unit tests/migration
 export HF_HUB_OFFLINE ?= 1
 
 .PHONY: demo test check bench bench-allocation chaos setup clean
@@ -11,7 +13,8 @@ demo: $(READY)
 	$(BIN)/python ops/demo/run.py
 
 test: $(READY) check
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest $(ALONE) --numprocesses 2 --durations=10
+	$(BIN)/python -m pytest $(ALONE:%=--ignore=%) --durations=10
 
 check: $(READY)
 	$(BIN)/ruff check .
