@@ -224,6 +224,7 @@ def list_batches(
 
 
 AMOUNTS_PATTERN = f"^{USD_PATTERN[1:-1]}(,{USD_PATTERN[1:-1]}){{0,9}}$"
+WHAT_IF = Query(max_length=256, description="Amounts, as 5,10,20.", json_schema_extra={"pattern": AMOUNTS_PATTERN})
 DRY_RUN_BODY = {
     "requestBody": {
         "required": True,
@@ -241,10 +242,7 @@ async def dry_run(
     now: Now,
     strategy: Annotated[Text | None, Query(max_length=64, json_schema_extra={"enum": STRATEGY_NAMES})] = None,
     max_cost_usd: Annotated[str | None, Query(max_length=64, json_schema_extra={"pattern": USD_PATTERN})] = None,
-    what_if_usd: Annotated[
-        str | None,
-        Query(max_length=256, description="Amounts, as 5,10,20.", json_schema_extra={"pattern": AMOUNTS_PATTERN}),
-    ] = None,
+    what_if_usd: Annotated[str | None, WHAT_IF] = None,
 ) -> DryRunReply:
     """What a file would do and cost, and what it would reach for other amounts; nothing is kept or changed."""
     what_if = [parse_usd(part) for part in what_if_usd.split(",")] if what_if_usd is not None else []
