@@ -15,6 +15,7 @@ from scheduler.cli import (
     engine,
     key,
     ledger,
+    plan,
     price,
     record,
     report,
@@ -45,6 +46,7 @@ app.add_typer(batch.app, name="batch")
 app.command()(report.report)
 app.command()(record.record)
 app.command()(simulate.simulate)
+app.command()(plan.plan)
 app.add_typer(engine.app, name="engine")
 app.add_typer(alert.app, name="alert")
 app.add_typer(webhook.app, name="webhook")
