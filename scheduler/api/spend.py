@@ -17,6 +17,7 @@ from scheduler.api.sessions import Now, Reading
 from scheduler.api.shapes import Reply, usd, usd_or_none
 from scheduler.cancellation import find_batch
 from scheduler.errors import InvalidRequest
+from scheduler.spend_groups import SpendGroup
 
 router = APIRouter(prefix="/v1/spend", tags=["spend"], route_class=StrictRoute)
 
@@ -31,7 +32,7 @@ Instant = Annotated[datetime | None, BeforeValidator(_no_number)]
 
 
 class SpendGroupReply(Reply):
-    """One line of the report; what its figures mean is told in `scheduler.reports.SpendGroup`."""
+    """One line of the report; what its figures mean is told in `scheduler.spend_groups.SpendGroup`."""
 
     key: str | None
     queries: int
@@ -118,7 +119,7 @@ def _instant(value: datetime | None, name: str) -> datetime | None:
         raise InvalidRequest(f"{name}: no calendar has that instant in UTC.", param=name) from None
 
 
-def _group(group: reports.SpendGroup) -> SpendGroupReply:
+def _group(group: SpendGroup) -> SpendGroupReply:
     return SpendGroupReply(
         key=group.key,
         queries=group.queries,

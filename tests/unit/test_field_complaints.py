@@ -15,13 +15,14 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Batch, CapPeriod, Entry, PriceRow, QueryRow, SampleRow, Tenant
 from scheduler import ledger, recovery
+from scheduler.batch_view import batch_object
 from scheduler.caps import set_cap
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.periods import Period
 from scheduler.core.pricing import Price
 from scheduler.engine import Abort, Generation, GenerationRequest
 from scheduler.errors import CapReached, ModelUnpriced
-from scheduler.finalization import batch_object, finalize, output_chunks
+from scheduler.finalization import finalize, output_chunks
 from scheduler.planning import allot, as_query, choose_window
 from scheduler.settings import Settings
 from scheduler.settlement import kept_samples
