@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
-from scheduler.chat_body import ChatBody, Whole, fault_of, passed_on
+from scheduler.chat_body import ChatBody, Whole, passed_on
+from scheduler.chat_checks import fault_of
 from scheduler.chat_refusals import KNOWN_VALUES, REFUSED
 from scheduler.core.pricing import parse_usd
 from scheduler.core.strategies import STRATEGIES

@@ -47,6 +47,8 @@ ALLOWED: dict[str, dict[int, str]] = {
     "POST /v1/prices": {400: "a JSON float may have more decimals than money has"},
     "POST /v1/files": {400: "a form is text, in which null and 1e9 are no whole numbers"},
     "POST /v1/webhooks": {400: "the host must be found, and be a public one"},
+    "POST /v1/prices/corrections": {400: "a JSON float may have more decimals than money has"},
+    "GET /v1/prices/throughput": {200: "a question's parameter that nobody knows is left alone, as everywhere"},
     "POST /v1/tenants": {400: "no pattern tells the names of time zones"},
     "POST /v1/tenants/{tenant}": {400: "no pattern tells the names of time zones"},
     "POST /v1/chat/completions": {
@@ -54,8 +56,8 @@ ALLOWED: dict[str, dict[int, str]] = {
         504: "nobody answers here",
     },
 }
-"""Replies to requests of the right form that the checks would take for faults, each with why it is none."""
-NAMES = ("positive_data_acceptance", "not_a_server_error")
+"""Replies that the checks would take for faults, each with why it is none."""
+NAMES = ("positive_data_acceptance", "negative_data_rejection", "not_a_server_error")
 
 
 @schemathesis.serializer("application/jsonl")
