@@ -17,16 +17,8 @@ def pool(tmp_path: Path) -> Path:
 
 
 def test_the_json_holds_frontiers_ratios_and_the_share_of_the_oracle(allotd: Allotd, pool: Path) -> None:
-    asked = (
-        "simulate",
-        "--train",
-        str(pool),
-        "--test",
-        str(pool),
-        "--policies",
-        "uniform,stop,allotd,oracle",
-        "--json",
-    )
+    names = ("--policies", "uniform,stop", "--policies", "allotd,oracle")
+    asked = ("simulate", "--train", str(pool), "--test", str(pool), *names, "--json")
 
     found = allotd(*asked, "--budgets", "0.5,1,2,4", "--draws", "5").json
     again = allotd(*asked, "--budgets", "0.5,1,2,4", "--draws", "5").json
