@@ -30,9 +30,9 @@ def simulate(
     test: Annotated[list[Path], typer.Option(metavar="POOL", help="Replay these; several are one mixed workload.")],
     train: Annotated[list[Path] | None, typer.Option(metavar="POOL", help="Learn from these.")] = None,
     mode: Annotated[ModeName, typer.Option(help="What tells a right answer.")] = ModeName.VERIFIER,
-    policies: Annotated[str | None, typer.Option(metavar="NAME,...", help="Only these; all by default.")] = None,
+    policies: Annotated[list[str] | None, typer.Option(metavar="NAME,...", help="Only these; all by default.")] = None,
     budgets: Annotated[
-        str | None, typer.Option(metavar="N,...", help="In samples per query; a whole frontier by default.")
+        list[str] | None, typer.Option(metavar="N,...", help="In samples per query; a whole frontier by default.")
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws, the splits and the intervals.")] = 0,
     draws: Annotated[int, typer.Option(min=1, max=10_000, help="Random orders of the samples.")] = DRAWS,
@@ -48,8 +48,8 @@ def simulate(
         read_pools(train) if train else (),
         read_pools(test),
         mode=Mode(mode.value),
-        policies=_names(policies),
-        budgets=_numbers(budgets),
+        policies=_parts(policies),
+        budgets=_numbers(_parts(budgets)),
         draws=draws,
         seed=seed,
     )
@@ -110,17 +110,19 @@ def _range(interval: Sequence[float]) -> str:
     return f"{interval[0]:.3f}-{interval[1]:.3f}"
 
 
-def _names(text: str | None) -> list[str] | None:
-    return [name for part in text.split(",") if (name := part.strip())] if text is not None else None
+def _parts(texts: Sequence[str] | None) -> list[str] | None:
+    """What stands between commas, blanks or repeated options."""
+    return [part for text in texts for part in text.replace(",", " ").split()] if texts else None
 
 
-def _numbers(text: str | None) -> list[float] | None:
-    if text is None:
+def _numbers(parts: Sequence[str] | None) -> list[float] | None:
+    if parts is None:
         return None
+    said = ",".join(parts)
     try:
-        numbers = [float(part) for part in text.split(",") if part.strip()]
+        numbers = [float(part) for part in parts]
     except ValueError:
-        raise InvalidRequest(f"The budgets {text!r} are no numbers; write them like 0.5,1,2,4.") from None
+        raise InvalidRequest(f"The budgets {said!r} are no numbers; write them like 0.5,1,2,4.") from None
     if not numbers or not all(0 < number < float("inf") for number in numbers):
-        raise InvalidRequest(f"The budgets {text!r} must be more than 0 samples per query.")
+        raise InvalidRequest(f"The budgets {said!r} must be more than 0 samples per query.")
     return numbers

@@ -1,0 +1,73 @@
+"""Replays from the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.unit.cli.conftest import Allotd
+from tests.unit.simulation.pools import judged, pool_line, write_pool
+
+
+@pytest.fixture
+def pool(tmp_path: Path) -> Path:
+    lines = [pool_line(f"q{i}", judged(verdicts)) for i, verdicts in enumerate(["1111", "1010", "0001", "0000"] * 8)]
+    return write_pool(tmp_path / "pool.jsonl.gz", lines)
+
+
+def test_the_json_holds_frontiers_ratios_and_the_share_of_the_oracle(allotd: Allotd, pool: Path) -> None:
+    names = ("--policies", "uniform,stop", "--policies", "allotd,oracle")
+    asked = ("simulate", "--train", str(pool), "--test", str(pool), *names, "--json")
+
+    found = allotd(*asked, "--budgets", "0.5,1,2,4", "--draws", "5").json
+    again = allotd(*asked, "--budgets", "0.5,1,2,4", "--draws", "5").json
+
+    assert found == again, "the same seed gives the same figures"
+    assert found["mode"] == "verifier"
+    assert 0 < found["queries"] < 32
+    assert set(found["frontiers"]) == {"uniform", "stop", "allotd", "oracle"}
+    point = found["frontiers"]["uniform"][0]
+    assert set(point) == {"tokens_per_query", "usd_per_query", "accuracy", "ci95"}
+    assert point["tokens_per_query"] == 100.0
+    assert point["usd_per_query"] is None
+    assert point["ci95"][0] <= point["accuracy"] <= point["ci95"][1]
+    assert set(found["versus"]["allotd"]) == {"uniform", "stop"}
+    assert found["versus"]["stop"]["uniform"]["4"] > 1
+    assert set(found["oracle_share"]) == {"1", "2", "4"}
+
+
+def test_votes_are_compared_with_adaptive_consistency(allotd: Allotd, pool: Path) -> None:
+    found = allotd("simulate", "--test", str(pool), "--mode", "vote", "--draws", "3", "--json").json
+
+    assert {"uniform", "asc", "esc", "its-hub", "self_consistency", "hindsight"} <= set(found["frontiers"])
+    assert {"0.8", "0.9", "0.95", "0.99"} <= set(found["versus"]["uniform"]["asc"])
+
+
+def test_frontiers_are_printed_and_drawn(allotd: Allotd, pool: Path, tmp_path: Path) -> None:
+    picture = tmp_path / "frontiers.svg"
+
+    told = allotd("simulate", "--test", str(pool), "--draws", "3", "--policies", "uniform,stop", "--plot", str(picture))
+
+    assert "32 queries, verifier mode" in told.out
+    assert "x less tokens than uniform" in told.out
+    assert picture.read_text().startswith("<?xml")
+
+
+@pytest.mark.parametrize(
+    ("option", "complaint"),
+    [
+        (("--budgets", "1,lots"), "are no numbers"),
+        (("--budgets", "0"), "more than 0 samples"),
+        (("--policies", "best"), "There is no policy 'best'"),
+        (("--mode", "vote", "--policies", "stop"), "knows no vote mode"),
+        (("--train", "missing.jsonl"), "There is no pool missing.jsonl"),
+    ],
+)
+def test_what_cannot_be_replayed_is_refused(
+    allotd: Allotd, pool: Path, option: tuple[str, ...], complaint: str
+) -> None:
+    refused = allotd("simulate", "--test", str(pool), *option)
+
+    assert refused.code == 2
+    assert complaint in refused.err
