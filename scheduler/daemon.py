@@ -102,6 +102,7 @@ class Daemon:
             return False
         with self.services.sessions.begin() as session:
             recovery.bury(session, dead, now)
+        presence.tidy(self.services.sessions.kw["bind"], dead)
         log.warning("workers_died", workers=dead)
         return True
 

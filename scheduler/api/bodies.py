@@ -21,7 +21,7 @@ MULTIPART_EXTRA_BYTES = 64 * 1024
 """Room for the form around an uploaded file."""
 
 
-FORM_FILES_MAX, FORM_FIELDS_MAX = 1, 8
+FORM_FILES_MAX, FORM_FIELDS_MAX = 1, 64
 """Each file of a form takes a megabyte of memory before it goes to disk."""
 
 

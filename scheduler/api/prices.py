@@ -14,7 +14,7 @@ from scheduler.api.bodies import StrictRoute
 from scheduler.api.errors import documented
 from scheduler.api.security import Admin, Reader
 from scheduler.api.sessions import Now, Reading, Writing
-from scheduler.api.shapes import Amount, Body, Instant, Page, Reply, ShortText, epoch, epoch_or_none, in_utc, usd
+from scheduler.api.shapes import Body, Instant, Page, Reply, ShortText, TokenPrice, epoch, epoch_or_none, in_utc, usd
 from scheduler.core.pricing import nanousd_per_token, usd_per_mtok
 from scheduler.corrections import NewPrice
 from scheduler.throughput import recent_throughput
@@ -28,9 +28,9 @@ class PriceBody(Body):
     """A price to hold from now on, or from an instant to come, in USD per million tokens."""
 
     model: ShortText
-    prompt_usd_per_mtok: Amount
-    completion_usd_per_mtok: Amount
-    cached_usd_per_mtok: Amount | None = None
+    prompt_usd_per_mtok: TokenPrice
+    completion_usd_per_mtok: TokenPrice
+    cached_usd_per_mtok: TokenPrice | None = None
     from_: From = None
 
 
@@ -63,9 +63,9 @@ class CorrectionBody(Body):
     """
 
     model: ShortText
-    prompt_usd_per_mtok: Amount
-    completion_usd_per_mtok: Amount
-    cached_usd_per_mtok: Amount | None = None
+    prompt_usd_per_mtok: TokenPrice
+    completion_usd_per_mtok: TokenPrice
+    cached_usd_per_mtok: TokenPrice | None = None
     from_: Annotated[datetime, Field(alias="from", description="A date (from midnight UTC) or an instant.")]
     to: Annotated[Instant, Field(description="The first instant or date after it.")] = None
     dry_run: bool = False

@@ -17,12 +17,13 @@ from scheduler.api.sessions import Now, Reading
 from scheduler.api.shapes import Instant, Reply, in_utc, usd, usd_or_none
 from scheduler.cancellation import find_batch
 from scheduler.errors import InvalidRequest
+from scheduler.spend_groups import SpendGroup
 
 router = APIRouter(prefix="/v1/spend", tags=["spend"], route_class=StrictRoute)
 
 
 class SpendGroupReply(Reply):
-    """One line of the report; what its figures mean is told in `scheduler.reports.SpendGroup`."""
+    """One line of the report; what its figures mean is told in `scheduler.spend_groups.SpendGroup`."""
 
     key: str | None
     queries: int
@@ -99,7 +100,7 @@ def spend(
     )
 
 
-def _group(group: reports.SpendGroup) -> SpendGroupReply:
+def _group(group: SpendGroup) -> SpendGroupReply:
     return SpendGroupReply(
         key=group.key,
         queries=group.queries,

@@ -35,7 +35,9 @@ TenantOption = Annotated[str | None, typer.Option(help="The tenant that pays; an
 
 @app.command(epilog=EXIT_CODES)
 def submit(
-    file: Annotated[Path, typer.Argument(help="JSON lines, as OpenAI's Batch API takes them; - reads stdin.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines, as OpenAI's Batch API takes them; - reads stdin.")
+    ],
     tenant: TenantOption = None,
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="The most the whole batch may cost.")] = None,
     strategy: Annotated[str | None, typer.Option(help="How lines are answered that do not say it themselves.")] = None,

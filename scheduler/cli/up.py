@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def up(
     vllm_arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- VLLM_ARGUMENTS]", help="Further arguments for vLLM, after --.", show_default=False),
+        typer.Argument(metavar="-- VLLM_ARGUMENTS", help="Further arguments for vLLM, after --.", show_default=False),
     ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where everything is kept; ~/.local/share/allotd by default.")

@@ -26,6 +26,7 @@ ROUNDS = 3
 QUERIES = 64
 HEARTBEAT_S = 5.0
 HEARTBEATS_MAX = 2.0
+START_TIMEOUT_S = 240.0
 PRODUCTION = {"tick_s": "0.2", "heartbeat_s": str(HEARTBEAT_S), "lease_s": "15", "redispatch_s": "30"}
 ENDLESS = json.dumps({"time_scale": 1.0, "tokens_per_s": 0.5, "tokens_median": 60.0})
 """Nothing ends while we look."""
@@ -56,9 +57,9 @@ def measure(url: str, logs: Path) -> float:
         made.submit(made.add_tenant(), sums(QUERIES))
         made.start("worker-1")
         made.start("daemon")
-        made.wait_for(lambda session: len(running(session)) == QUERIES)
+        made.wait_for(lambda session: len(running(session)) == QUERIES, START_TIMEOUT_S)
         made.start("worker-2")
-        made.wait_for(lambda session: session.scalar(select(func.count()).select_from(Worker)) == 2)
+        made.wait_for(lambda session: session.scalar(select(func.count()).select_from(Worker)) == 2, START_TIMEOUT_S)
         time.sleep(1.0)
         begun = time.monotonic()
         made.kill("worker-1")

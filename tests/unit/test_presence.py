@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from models.tables import Attempt, Worker
 from scheduler import recovery
 from scheduler.daemon import leadership
-from scheduler.presence import FILE, Watch, present
+from scheduler.presence import FILE, Watch, present, tidy
 from scheduler.settings import Settings
 from scheduler.states import AttemptState
 from tests.factories import NOW, add_batch, add_query, add_tenant, add_worker, fund, new_sessions
@@ -76,6 +76,7 @@ def test_a_killed_worker_is_dead_at_once_and_its_attempts_are_lost(url: str, ses
         process.wait()
 
         assert dead(sessions, watch) == ["there"]
+    tidy(sessions.kw["bind"], ["there"])
     with sessions.begin() as session:
         recovery.bury(session, ["there"], NOW)
         assert recovery.lost_attempts(session, Settings(), NOW) == [attempt.attempt_id]

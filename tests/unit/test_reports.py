@@ -14,7 +14,8 @@ from scheduler import ledger
 from scheduler.caps import set_cap
 from scheduler.core.periods import Period
 from scheduler.ledger import WaveRequest
-from scheduler.reports import By, Scope, SpendGroup, SpendReport, spend_report
+from scheduler.reports import By, Scope, SpendReport, spend_report
+from scheduler.spend_groups import SpendGroup
 from scheduler.states import QueryState
 from tests.factories import MODEL, NOW, add_batch, add_query, add_tenant, fund, new_sessions
 from tests.unit.answering import PROMPT_TOKENS, TOKENS, answer, wave_nanousd

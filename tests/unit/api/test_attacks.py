@@ -149,7 +149,7 @@ def test_a_tenant_uploads_only_so_many_files_at_once_and_others_go_on(
 
 def test_a_form_has_one_file_and_few_fields(api: TestClient, auth: dict[str, str]) -> None:
     many_files = [("file", (str(i), b"{}")) for i in range(3)]
-    many_fields = {str(i): "x" for i in range(20)} | {"purpose": "batch"}
+    many_fields = {str(i): "x" for i in range(100)} | {"purpose": "batch"}
 
     files = api.post("/v1/files", files=many_files, data={"purpose": "batch"}, headers=auth)
     fields = api.post("/v1/files", files={"file": ("a", b"{}")}, data=many_fields, headers=auth)

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from scheduler.cli import waiting
+from scheduler.cli import progress, waiting
 from scheduler.cli.client import Api, Refused, Unreachable
 
 
@@ -102,7 +102,7 @@ def test_without_a_terminal_an_unchanged_batch_is_told_once(capsys: pytest.Captu
 
 def test_on_a_terminal_a_bar_shows_how_many_lines_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(waiting, "console", lambda: Console(file=screen, force_terminal=True, width=80))
+    monkeypatch.setattr(progress, "console", lambda: Console(file=screen, force_terminal=True, width=80))
 
     wait(batch("in_progress", queued=1, parked=1, answered=2), batch("completed", answered=4))
 
@@ -129,7 +129,7 @@ def test_ctrl_c_says_that_the_batch_goes_on(
     ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s"), (7_500, "2 h 5 min")]
 )
 def test_durations_are_told_as_people_do(seconds: float, words: str) -> None:
-    assert waiting.duration(seconds) == words
+    assert progress.duration(seconds) == words
 
 
 def wait(*answers: dict[str, Any] | Exception) -> waiting.Ending:
