@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import structlog
@@ -18,13 +19,14 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Batch, LlmRow, QueryRow
-from scheduler import alerts, dispatch, files, recovery
+from scheduler import alerts, dispatch, files, presence, recovery
 from scheduler.audit.schedule import auditing
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.courier import delivering
 from scheduler.database import open_database, reading
 from scheduler.finalization import finalize
 from scheduler.intake import advance_intake
+from scheduler.outages import in_words
 from scheduler.planning import choose_window, draft_plans, fund_window
 from scheduler.prediction import FixedPriors, Predictor
 from scheduler.settings import Settings
@@ -60,12 +62,18 @@ class Daemon:
     predictor: Predictor = field(default_factory=FixedPriors)
     rotation: DeficitRoundRobin = field(default_factory=DeficitRoundRobin)
     _ticks: int = 0
+    _watch: presence.Watch = field(init=False)
+    _patient_until: datetime = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._watch = presence.Watch(self.services.settings.lease_s)
+        self._be_patient()
 
     def tick(self) -> bool:
         """Do everything that is due; returns whether there may be more to do at once."""
         steps = [self.take_in, self.plan, self.send, self.finish]
         if self._ticks % SELDOM == 0:
-            steps = [self.take_back, self.call_off, self.resume, self.announce, *steps, self.forget_files]
+            steps = [self.bury, self.take_back, self.call_off, self.resume, self.announce, *steps, self.forget_files]
         self._ticks += 1
         busy = False
         for step in steps:
@@ -85,14 +93,28 @@ class Daemon:
                 advance_intake(session, batch_id, self.services.settings, self.services.clock(), lines=INTAKE_LINES)
         return bool(waiting)
 
+    def bury(self) -> bool:
+        """Count out the workers whose process is gone."""
+        now = self.services.clock()
+        with reading(self.services.sessions) as session:
+            dead = self._watch.dead(session, now)
+        if not dead:
+            return False
+        with self.services.sessions.begin() as session:
+            recovery.bury(session, dead, now)
+        log.warning("workers_died", workers=dead)
+        return True
+
     def take_back(self) -> bool:
         """Take attempts from workers that are gone."""
         settings, now = self.services.settings, self.services.clock()
+        is_patient = now < self._patient_until
         with looking(self.services.sessions) as session:
-            if not recovery.lost_attempts(session, settings, now):
+            if not recovery.lost_attempts(session, settings, now, is_patient=is_patient):
                 return False
         with self.services.sessions.begin() as session:
-            taken = recovery.take_back(session, recovery.lost_attempts(session, settings, now), settings, now)
+            lost = recovery.lost_attempts(session, settings, now, is_patient=is_patient)
+            taken = recovery.take_back(session, lost, settings, now)
         if taken:
             log.warning("attempts_taken_back", attempts=taken)
         return bool(taken)
@@ -174,11 +196,19 @@ class Daemon:
         """A step that fails is logged and tried again in the next tick; the others go on."""
         try:
             return step()
-        except (BrokerError, DBAPIError) as error:
+        except BrokerError as error:
             log.error("step_failed", step=step.__name__, error=str(error))
+        except DBAPIError as error:
+            self._be_patient()
+            log.error("step_failed", step=step.__name__, message=in_words(error))
         except Exception:
             log.exception("step_failed", step=step.__name__)
         return False
+
+    def _be_patient(self) -> None:
+        """For two heartbeats no silence counts: while the database was away or full, nobody could be heard."""
+        silence = timedelta(seconds=2 * self.services.settings.heartbeat_s)
+        self._patient_until = self.services.clock() + silence
 
 
 def run(settings: Settings) -> None:
@@ -257,7 +287,7 @@ def _locked_connection(engine: Engine) -> Connection | None:
             return connection
         connection.close()
     except DBAPIError as error:
-        log.error("database_unavailable", error=str(error))
+        log.error("database_unavailable", message=in_words(error))
     return None
 
 

@@ -1,18 +1,25 @@
-"""How the database is opened: one engine per process, transactions that begin as writers on SQLite."""
+"""How the database is opened: one engine per process, transactions that begin as writers on SQLite, writers in turn."""
 
 from __future__ import annotations
 
+import fcntl
 import sqlite3
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
-from sqlalchemy import Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, sessionmaker
 
 BUSY_TIMEOUT_S = 30.0
 """How long a SQLite writer waits for another; longer than any transaction of ours takes."""
+
+TURN_S = 0.001
+"""How often a SQLite writer looks whether it is its turn: SQLite's own wait grows to a tenth of a second, so that
+whoever has waited longest asks least often and is overtaken again and again."""
 
 
 def open_database(url: str) -> Engine:
@@ -20,8 +27,9 @@ def open_database(url: str) -> Engine:
     if not url.startswith("sqlite"):
         return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
+    turnstile = Turnstile(beside(engine.url, "turnstile"))
     event.listen(engine, "connect", _prepare_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
+    event.listen(engine, "begin", turnstile.begin)
     return engine
 
 
@@ -32,9 +40,9 @@ def sessions(engine: Engine) -> sessionmaker[Session]:
 
 @contextmanager
 def reading(factory: sessionmaker[Session]) -> Iterator[Session]:
-    """A session that only reads: on SQLite it neither waits for a writer nor makes one wait."""
+    """A session that only reads: on SQLite it neither waits for a writer nor makes one wait. A write in it fails."""
     with factory() as session:
-        session.connection(execution_options={"read_only": True})
+        session.connection(execution_options={"read_only": True, "postgresql_readonly": True})
         yield session
 
 
@@ -49,15 +57,86 @@ def snapshot(factory: sessionmaker[Session]) -> Iterator[Session]:
         yield session
 
 
+def beside(url: URL, suffix: str) -> Path | None:
+    """A path next to a SQLite database's file; None where it is in memory."""
+    name = url.database
+    return Path(f"{name}.{suffix}") if name and name != ":memory:" else None
+
+
+class Turnstile:
+    """Lets one writer at a time ask SQLite for its write lock; the others wait before it.
+
+    A writer that has just committed finds the next one at the lock already and cannot overtake it, so that nobody
+    starves. The turnstile is for fairness only: SQLite's lock is what keeps writers apart, and a process that is
+    stopped in its tracks here holds up nobody for long.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+
+    def begin(self, connection: Connection) -> None:
+        """Begin a transaction: as a reader where its options say so, else as a writer when its turn comes."""
+        raw = connection.connection.dbapi_connection
+        assert isinstance(raw, sqlite3.Connection)
+        if connection.get_execution_options().get("read_only", False):
+            raw.execute("PRAGMA query_only=ON")  # a reader that turns writer fails at once when another wrote meanwhile
+            raw.execute("BEGIN")
+            return
+        raw.execute("PRAGMA query_only=OFF")
+        deadline = time.monotonic() + BUSY_TIMEOUT_S
+        with self._turn(deadline - BUSY_TIMEOUT_S / 2):
+            if not _begin_immediate(raw, deadline):
+                connection.exec_driver_sql("BEGIN IMMEDIATE")  # once more, to fail with the error of SQLAlchemy's
+
+    @contextmanager
+    def _turn(self, deadline: float) -> Iterator[None]:
+        if self._path is None:
+            yield
+            return
+        with self._path.open("a") as file:
+            _until(deadline, lambda: _tries_to_lock(file))
+            yield
+
+
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # SQLAlchemy's BEGIN below, not the driver's late one
+    connection.isolation_level = None  # the BEGIN above, not the driver's late one
     connection.execute("PRAGMA journal_mode=WAL")
     connection.execute("PRAGMA synchronous=FULL")  # a commit survives a power cut: it may say that money was spent
     connection.execute("PRAGMA foreign_keys=ON")
-    connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
 
 
-def _begin_sqlite(connection: Connection) -> None:
-    # A reader that turns writer fails at once when another wrote in between, and no timeout helps it.
-    read_only = connection.get_execution_options().get("read_only", False)
-    connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+def _begin_immediate(connection: sqlite3.Connection, deadline: float) -> bool:
+    """Take the write lock as soon as it is free; whether that was possible before the deadline."""
+    connection.execute("PRAGMA busy_timeout=0")
+    try:
+        return _until(deadline, lambda: _tries_to_begin(connection))
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        connection.execute(f"PRAGMA busy_timeout={int(BUSY_TIMEOUT_S * 1000)}")
+
+
+def _tries_to_begin(connection: sqlite3.Connection) -> bool:
+    try:
+        connection.execute("BEGIN IMMEDIATE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        return False
+    return True
+
+
+def _tries_to_lock(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _until(deadline: float, tries: Callable[[], bool]) -> bool:
+    while not tries():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(TURN_S)
+    return True

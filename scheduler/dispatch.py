@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from celery import Celery
-from sqlalchemy import bindparam, or_, select, update
+from sqlalchemy import ColumnElement, bindparam, or_, select, update
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt
@@ -51,11 +51,14 @@ def due(session: Session, settings: Settings, now: datetime) -> Sequence[int]:
 
 def mark_sent(session: Session, attempt_ids: Sequence[int], now: datetime) -> None:
     """Remember that messages went out."""
-    session.execute(
-        update(Attempt)
-        .where(Attempt.id.in_(attempt_ids), Attempt.state == AttemptState.DISPATCHED)
-        .values(dispatched_at=now)
-    )
+    free = _unclaimed(session, Attempt.id.in_(attempt_ids))
+    session.execute(update(Attempt).where(Attempt.id.in_(free)).values(dispatched_at=now))
+
+
+def send_again(session: Session) -> None:
+    """Forget which messages went out. One that is delivered twice finds its attempts claimed and does nothing."""
+    free = _unclaimed(session, Attempt.dispatched_at.is_not(None))
+    session.execute(update(Attempt).where(Attempt.id.in_(free)).values(dispatched_at=None))
 
 
 def send(app: Celery, attempt_ids: Sequence[int], bundle_size: int) -> None:
@@ -64,6 +67,13 @@ def send(app: Celery, attempt_ids: Sequence[int], bundle_size: int) -> None:
         for start in range(0, len(attempt_ids), bundle_size):
             bundle = list(attempt_ids[start : start + bundle_size])
             app.send_task(TASK, args=[bundle], producer=producer, retry=False)
+
+
+def _unclaimed(session: Session, condition: ColumnElement[bool]) -> Sequence[int]:
+    """Attempts that nobody has claimed, locked. One that is being claimed just now is left out: waiting for it could
+    end in a deadlock, and what a message has reached need not be sent."""
+    chosen = select(Attempt.id).where(Attempt.state == AttemptState.DISPATCHED, condition)
+    return session.scalars(chosen.with_for_update(skip_locked=True)).all()
 
 
 _DUE = (

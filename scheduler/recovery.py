@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 import structlog
@@ -12,7 +12,7 @@ from sqlalchemy import ColumnElement, and_, or_, select, update
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, PlanRow, QueryRow, Wave, Worker
-from scheduler import ledger
+from scheduler import dispatch, ledger
 from scheduler.execution import best_of
 from scheduler.planning import WANTED_FIRST, as_query, tightest_cap, waiting_groups, waits_in
 from scheduler.settings import Settings
@@ -26,9 +26,20 @@ AT_ONCE = 100
 log = structlog.get_logger()
 
 
-def lost_attempts(session: Session, settings: Settings, now: datetime) -> Sequence[int]:
-    """Running attempts whose worker has been silent for longer than its lease, or has said that it stopped."""
-    silent_since = now - timedelta(seconds=settings.lease_s)
+def bury(session: Session, worker_ids: Sequence[str], now: datetime) -> None:
+    """Count workers out whose process is gone. What they run is lost, and what was sent to them is sent again."""
+    session.execute(
+        update(Worker).where(Worker.id.in_(worker_ids), Worker.stopped_at.is_(None)).values(stopped_at=now, capacity=0)
+    )
+    dispatch.send_again(session)  # nobody knows which messages the dead had taken
+
+
+def lost_attempts(session: Session, settings: Settings, now: datetime, *, is_patient: bool = False) -> Sequence[int]:
+    """Running attempts whose worker has stopped or died, or has been silent for longer than its lease.
+
+    Silence does not count where one `is_patient`, because workers could not have been heard.
+    """
+    silent_since = now - timedelta(seconds=settings.lease_s) if not is_patient else datetime.min.replace(tzinfo=UTC)
     return session.scalars(
         select(Attempt.id)
         .outerjoin(Worker, Worker.id == Attempt.worker_id)

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import structlog
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, LlmRow, QueryRow, Wave, Worker
@@ -24,6 +25,8 @@ from scheduler.engine import Engine
 from scheduler.engines import engine_of
 from scheduler.errors import EngineError
 from scheduler.execution import Drive, Flags
+from scheduler.outages import in_words
+from scheduler.presence import Presence, present
 from scheduler.settings import Settings
 from scheduler.settlement import Work
 from scheduler.states import AttemptState, BatchState, WaveState
@@ -34,6 +37,9 @@ from workers.engines import make_engine
 
 DRAIN_S = 3.0
 """How long running waves may go on after the worker was asked to stop; then they are cut and paid as they stand."""
+
+STOP_FOR_S = DRAIN_S + 10.0
+"""How long a worker that was asked to stop goes on trying to settle where the database is away."""
 
 LLMS_EVERY_S = 30.0
 """How often the engine is asked again which models it serves."""
@@ -63,10 +69,11 @@ class Runtime:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
-        """Open the database, start the event loop's thread and the engine in it."""
+        """Open the database, show that this process lives, start the event loop's thread and the engine in it."""
         self._services = make_services(self._settings)
         self._transact = GroupCommit(self._services.sessions, self._services.clock)
         self._pulse = GroupCommit(self._services.sessions, self._services.clock, name="pulse")
+        self._presence: Presence = present(self._settings.database_url, self.worker_id, self._settings.heartbeat_s)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="drive", daemon=True)
         self._thread.start()
@@ -92,6 +99,8 @@ class Runtime:
         works: list[Work] = []
         try:
             works = self._claim(attempt_ids)
+        except DBAPIError as error:
+            log.error("claim_failed", message=in_words(error))  # the daemon sends them again
         finally:
             for _ in range(len(attempt_ids) - len(works)):
                 self._room.release()
@@ -101,6 +110,8 @@ class Runtime:
     def drain(self) -> None:
         """Take nothing more; let running waves finish for a moment, then cut them and give their queries back."""
         self._draining.set()
+        for transact in (self._transact, self._pulse):
+            transact.give_up_after(STOP_FOR_S)
         self._loop.call_soon_threadsafe(self._stop_waves)
 
     def stop(self) -> None:
@@ -109,6 +120,7 @@ class Runtime:
         self._call(self._finish())
         self._transact.close()
         self._pulse.close()
+        self._presence.leave()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
 
@@ -139,6 +151,8 @@ class Runtime:
         attempt_id = drive.work.funded.attempt_id
         try:
             await drive.run()
+        except DBAPIError as error:
+            log.error("drive_failed", attempt=attempt_id, message=in_words(error))
         except Exception:
             # The attempt stays `running` under this worker; the next heartbeat finds it abandoned and takes it back.
             log.exception("drive_failed", attempt=attempt_id)
@@ -172,10 +186,13 @@ class Runtime:
     async def _finish(self) -> None:
         self._stop_waves()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=DRAIN_S + 10)
+            await asyncio.wait(self._tasks, timeout=STOP_FOR_S)
         if hasattr(self, "_beating"):
             self._beating.cancel()
-        await self._pulse.alone(partial(_say_goodbye, worker_id=self.worker_id, now=self._services.clock()))
+        try:
+            await self._pulse.alone(partial(_say_goodbye, worker_id=self.worker_id, now=self._services.clock()))
+        except DBAPIError as error:
+            log.error("goodbye_failed", message=in_words(error))  # the daemon sees by our lock that we are gone
         await self._engine.close()
         log.info("worker_stopped", worker=self.worker_id)
 
@@ -194,6 +211,8 @@ class Runtime:
                 log.info("engine_unavailable", message=error.message)
                 if self._engine_seen.is_set():
                     await self._heartbeat()
+            except DBAPIError as error:
+                log.error("heartbeat_failed", message=in_words(error))
             except Exception:
                 log.exception("heartbeat_failed")
             await asyncio.sleep(max(0.0, self._pace() - (loop.time() - began)))
@@ -216,6 +235,7 @@ class Runtime:
             _write_heartbeat,
             worker_id=self.worker_id,
             engine=engine_of(self._settings),
+            presence=self._presence.kind,
             capacity=capacity,
             usage=usage,
             now=now,
@@ -268,16 +288,22 @@ def _remember_llms(session: Session, llms: Sequence[Llm], now: datetime) -> None
 
 
 def _write_heartbeat(
-    session: Session, worker_id: str, engine: str | None, capacity: int, usage: dict[int, Usage], now: datetime
+    session: Session,
+    worker_id: str,
+    engine: str | None,
+    presence: str | None,
+    capacity: int,
+    usage: dict[int, Usage],
+    now: datetime,
 ) -> tuple[dict[int, str], str | None]:
     """Beat and report; returns how this worker's attempts stand (their state, or "called off"), and why it is
     quarantined, if it is."""
     worker = session.get(Worker, worker_id)
     if worker is None:
-        worker = Worker(id=worker_id, engine=engine, capacity=capacity, started_at=now, heartbeat_at=now)
+        worker = Worker(id=worker_id, engine=engine, started_at=now)
         session.add(worker)
-    else:
-        worker.capacity, worker.heartbeat_at = capacity, now
+    worker.capacity, worker.heartbeat_at, worker.presence = capacity, now, presence
+    worker.stopped_at = None  # where it was taken for dead
     if usage:
         session.connection().execute(
             _REPORT,

@@ -181,6 +181,8 @@ class Worker(Table):
     """Why its engine cannot be trusted; it gets no more work until an operator releases it."""
     engine: Mapped[str | None] = mapped_column(default=None)
     """The address of the model server it asks; NULL where the engine lives in the worker itself."""
+    presence: Mapped[str | None] = mapped_column(default=None)
+    """The lock that it holds while it lives, "file" or "advisory"; NULL where only its heartbeat tells."""
 
 
 class Attempt(Table):

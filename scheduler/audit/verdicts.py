@@ -11,9 +11,10 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Audit, Entry
-from scheduler.alerts import AlertKind, raise_alert
+from scheduler.alerts import raise_alert
 from scheduler.audit.discrepancies import Check, Discrepancy, compared
 from scheduler.database import snapshot
+from scheduler.types import AlertKind
 
 SHOWN = 20
 """Discrepancies told in full: the first already says that something is wrong, and a few show the pattern."""
