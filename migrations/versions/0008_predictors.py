@@ -1,4 +1,4 @@
-"""What plans were expected to reach and cost, the price of each cap's period, and predictors that cannot be used."""
+"""What plans were expected to reach and cost, the price of each budget, and predictors that cannot be used."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ def upgrade() -> None:
     op.add_column("plans", sa.Column("cost_nanousd", sa.Double(), nullable=True))
     op.create_table(
         "paces",
-        sa.Column("cap_id", sa.String(), nullable=False),
+        sa.Column("scope", sa.String(), nullable=False),
         sa.Column("starts_at", sa.DateTime(timezone=True), nullable=False),
+        sa.Column("tenant_id", sa.String(), nullable=False),
         sa.Column("price", sa.Double(), nullable=False),
         sa.Column("windows", sa.BigInteger(), nullable=False),
         sa.Column("updated_at", sa.DateTime(timezone=True), nullable=False),
-        sa.ForeignKeyConstraint(["cap_id"], ["caps.id"], name="fk_paces_cap_id_caps", ondelete="CASCADE"),
-        sa.PrimaryKeyConstraint("cap_id", "starts_at", name="pk_paces"),
+        sa.ForeignKeyConstraint(["tenant_id"], ["tenants.id"], name="fk_paces_tenant_id_tenants", ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("scope", "starts_at", name="pk_paces"),
     )
+    op.create_index("ix_paces_tenant_id", "paces", ["tenant_id"])
 
 
 def downgrade() -> None:

@@ -90,13 +90,15 @@ class CapPeriod(Table):
 
 
 class Pace(Table):
-    """The shadow price of one period of a tenant's tightest cap, so that a restarted daemon goes on at the same one."""
+    """The shadow price of one budget in one period, so that a restarted daemon goes on at the same one."""
 
     __tablename__ = "paces"
 
-    cap_id: Mapped[str] = mapped_column(ForeignKey("caps.id", ondelete="CASCADE"), primary_key=True)
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    """The cap's id, or that of a batch with a limit of its own."""
     starts_at: Mapped[datetime] = mapped_column(primary_key=True)
     """When the period began."""
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
     price: Mapped[float]
     """Expected right answers that one nano-dollar must buy."""
     windows: Mapped[int]

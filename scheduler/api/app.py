@@ -23,6 +23,7 @@ from scheduler.api import (
     files,
     ledger,
     llms,
+    predictors,
     prices,
     probes,
     spend,
@@ -50,6 +51,7 @@ ROUTERS = (
     engines,
     alerts,
     webhooks,
+    predictors,
     probes,
 )
 UNMATCHED = "unmatched"

@@ -15,6 +15,7 @@ from scheduler.cli import (
     engine,
     key,
     ledger,
+    predictor,
     price,
     record,
     report,
@@ -42,6 +43,7 @@ app.add_typer(cap.app, name="cap")
 app.add_typer(price.app, name="price")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(batch.app, name="batch")
+app.add_typer(predictor.app, name="predictor")
 app.command()(report.report)
 app.command()(record.record)
 app.command()(simulate.simulate)
