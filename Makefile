@@ -3,15 +3,18 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# These need no more than their own process, so two of them run at once.
+ALONE := tests/unit tests/migration
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check bench chaos setup clean
+.PHONY: demo test check bench bench-allocation chaos setup clean
 
 demo: $(READY)
 	$(BIN)/python ops/demo/run.py
 
 test: $(READY) check
-	$(BIN)/python -m pytest --durations=10
+	$(BIN)/python -m pytest $(ALONE) --numprocesses 2 --durations=10
+	$(BIN)/python -m pytest $(ALONE:%=--ignore=%) --durations=10
 
 check: $(READY)
 	$(BIN)/ruff check .
@@ -21,6 +24,9 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
+
+bench-allocation: $(READY)
+	$(BIN)/python -m tests.benchmarks.policies
 
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --faults 200 --seed 1
@@ -34,4 +40,4 @@ $(READY): pyproject.toml ops/install.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output bench-allocation

@@ -63,6 +63,11 @@ def newest() -> str:
     return head
 
 
+def knows(revision: str) -> bool:
+    """Whether this version of allotd has the revision; a newer version's it has not."""
+    return revision in {script.revision for script in ScriptDirectory.from_config(_config(None)).walk_revisions()}
+
+
 @contextmanager
 def connected(url: str) -> Iterator[sa.Connection]:
     """A connection in one transaction that no other migration shares; committed at the end, or rolled back."""

@@ -107,7 +107,7 @@ def budgeted(draft: Draft, curves: Curves, price: float, *, may_abandon: bool) -
         arm = _arm_at(curves, price)
         if may_abandon and not draft.drawn and _arm_at(curves, price * ABANDON_BELOW) == NOTHING:
             because = _reason(curves, price)
-        arm = max(arm, 0)
+        arm = max(arm, min(draft.drawn, draft.plan.samples_max) - 1, 0)  # what is paid for is looked at in any case
     elif draft.policy != ALLOTTED:
         price = 0.0
     plan = replace(

@@ -68,7 +68,7 @@ class Daemon:
     _patient_until: datetime = field(init=False)
 
     def __post_init__(self) -> None:
-        self._watch = presence.Watch(self.services.settings.lease_s)
+        self._watch = presence.Watch(grace_s=2 * self.services.settings.heartbeat_s)
         self._be_patient()
 
     def tick(self) -> bool:
@@ -105,6 +105,7 @@ class Daemon:
             return False
         with self.services.sessions.begin() as session:
             recovery.bury(session, dead, now)
+        presence.tidy(self.services.sessions.kw["bind"], dead)
         log.warning("workers_died", workers=dead)
         return True
 

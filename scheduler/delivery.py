@@ -27,8 +27,8 @@ AT_ONCE = 32
 """Deliveries under way together: one slow receiver does not keep the others waiting."""
 
 BACKOFF_S, BACKOFF_FACTOR, BACKOFF_MAX_S = 5.0, 4.0, 6 * 3600.0
-"""Waits between tries: 5 s, 20 s, 80 s ... up to six hours. The ten tries of the default settings last about a day, as
-the Standard Webhooks specification advises."""
+"""Waits between tries: 5 s, 20 s, 80 s ... up to six hours. The ten tries of the default settings are spread over 20
+hours: the Standard Webhooks specification advises about a day."""
 
 GONE = 410
 """A receiver's word for never again."""

@@ -1,11 +1,10 @@
-"""How a batch ends, and what is read of it: its object, its output and error lines, and each query's answer."""
+"""How a batch ends, and what it leaves: its output and error lines, and each query's answer."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal
@@ -14,9 +13,9 @@ import msgspec
 from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from models.tables import Batch, File, PlanRow, QueryRow, SampleRow, Tenant
+from models.tables import Batch, File, PlanRow, QueryRow, SampleRow
 from scheduler.core.pricing import format_usd
-from scheduler.states import BATCH_FINAL, QUERY_FINAL, QUERY_OPEN, BatchState, QueryState
+from scheduler.states import QUERY_FINAL, QUERY_OPEN, BatchState, QueryState
 from scheduler.unread import is_called_off_unread
 
 Kind = Literal["output", "error"]
@@ -24,7 +23,7 @@ Kind = Literal["output", "error"]
 PAGE = 500
 """Queries read at once: large enough that statements cost little per line, small enough to hold."""
 
-_HAS_ANSWER = or_(
+HAS_ANSWER = or_(
     QueryRow.state == QueryState.ANSWERED,
     and_(QueryRow.state.in_([QueryState.BUDGET_STOPPED, QueryState.EXPIRED]), QueryRow.chosen_sample_id.is_not(None)),
 )
@@ -80,7 +79,7 @@ def start_file_clock(session: Session, batch: Batch, now: datetime) -> None:
 
 def output_chunks(session: Session, batch: Batch, kind: Kind, page: int = PAGE) -> Iterator[bytes]:
     """The finished queries of a batch as JSONL, in the order in which they finished, a page at a time."""
-    wanted = _HAS_ANSWER if kind == "output" else and_(QueryRow.state.in_(QUERY_FINAL), ~_HAS_ANSWER)
+    wanted = HAS_ANSWER if kind == "output" else and_(QueryRow.state.in_(QUERY_FINAL), ~HAS_ANSWER)
     after: tuple[datetime, int] | None = None
     while True:
         statement = select(QueryRow).where(QueryRow.batch_id == batch.id, wanted)
@@ -105,22 +104,6 @@ def response_body(session: Session, query: QueryRow) -> dict[str, Any]:
 def error_line(session: Session, query: QueryRow) -> dict[str, Any]:  # noqa: ARG001 (the same shape as response_body)
     """The error file's line of a query that ended without an answer."""
     return _error_line(query)
-
-
-def batch_object(session: Session, batch: Batch) -> dict[str, Any]:
-    """The batch in OpenAI's shape, with how far it is and what it costs."""
-    [batch_as_object] = batch_objects(session, [batch])
-    return batch_as_object
-
-
-def batch_objects(session: Session, batches: Sequence[Batch]) -> list[dict[str, Any]]:
-    """Several batches in OpenAI's shape, counted in one statement."""
-    groups: dict[str, list[Any]] = {batch.id: [] for batch in batches}
-    for row in session.execute(_counts([batch.id for batch in batches])):
-        groups[row.batch_id].append(row)
-    tenants = select(Tenant.id, Tenant.name).where(Tenant.id.in_({batch.tenant_id for batch in batches}))
-    names = {row.id: row.name for row in session.execute(tenants)}
-    return [_batch_object(batch, groups[batch.id], names[batch.tenant_id]) for batch in batches]
 
 
 def request_id(query: QueryRow) -> str:
@@ -203,7 +186,7 @@ def _spent_on(answer: Answer) -> dict[str, Any]:
         "strategy": plan.strategy if plan is not None else query.strategy,
         "samples": query.samples_drawn,
         "stop_reason": query.because,
-        "cost_usd": _usd(query.spent_nanousd),
+        "cost_usd": usd_of(query.spent_nanousd),
         "confidence": query.confidence,
         "predicted_difficulty": 1 - plan.alpha / (plan.alpha + plan.beta) if plan is not None else None,
         "predictor_version": plan.predictor_version if plan is not None else None,
@@ -231,124 +214,9 @@ def _error_line(query: QueryRow) -> dict[str, Any]:
     }
 
 
-def _counts(batch_ids: Sequence[str]) -> Any:
-    """What the queries of these batches add up to, by state and cause of waiting."""
-    has_answer = func.count().filter(_HAS_ANSWER)
-    return (
-        select(
-            QueryRow.batch_id,
-            QueryRow.state,
-            QueryRow.parked_because,
-            QueryRow.model,
-            func.count().label("queries"),
-            has_answer.label("with_answer"),
-            func.sum(QueryRow.samples_drawn).label("samples"),
-            func.sum(QueryRow.prompt_tokens).label("prompt"),
-            func.sum(QueryRow.cached_tokens).label("cached"),
-            func.sum(QueryRow.completion_tokens).label("completion"),
-            func.sum(QueryRow.reasoning_tokens).label("reasoning"),
-            func.count(QueryRow.started_at).filter(QueryRow.finished_at.is_not(None)).label("worked_on"),
-            func.max(QueryRow.finished_at).label("last_finished_at"),
-        )
-        .where(QueryRow.batch_id.in_(batch_ids))
-        .group_by(QueryRow.batch_id, QueryRow.state, QueryRow.parked_because, QueryRow.model)
-    )
-
-
-def _batch_object(batch: Batch, groups: Sequence[Any], tenant: str) -> dict[str, Any]:
-    total = sum(group.queries for group in groups)
-    completed = sum(group.with_answer for group in groups)
-    ended = sum(group.queries for group in groups if group.state in QUERY_FINAL)
-    models = {group.model for group in groups if group.model is not None}
-    is_over = batch.state in BATCH_FINAL  # before that, both files may still get lines
-    return {
-        "id": batch.id,
-        "object": "batch",
-        "endpoint": batch.endpoint,
-        "model": min(models) if len(models) == 1 else None,
-        "errors": json.loads(batch.errors_json) if batch.errors_json else None,
-        "input_file_id": batch.input_file_id,
-        "completion_window": batch.completion_window,
-        "status": batch.state,
-        "output_file_id": batch.output_file_id if completed or not is_over else None,
-        "error_file_id": batch.error_file_id if ended > completed or not is_over else None,
-        **{name: _epoch(getattr(batch, name)) for name in _INSTANTS},
-        "request_counts": {"total": total, "completed": completed, "failed": ended - completed},
-        "usage": _usage(groups),
-        "metadata": json.loads(batch.metadata_json) if batch.metadata_json else None,
-        "allotd": {"tenant": tenant, **_progress(batch, groups, total - ended)},
-    }
-
-
-_INSTANTS = (
-    "created_at",
-    "in_progress_at",
-    "expires_at",
-    "finalizing_at",
-    "completed_at",
-    "failed_at",
-    "expired_at",
-    "cancelling_at",
-    "cancelled_at",
-)
-
-
-def _usage(groups: Sequence[Any]) -> dict[str, Any]:
-    prompt, completion = (sum(int(getattr(group, name)) for group in groups) for name in ("prompt", "completion"))
-    return {
-        "input_tokens": prompt,
-        "input_tokens_details": {"cached_tokens": sum(int(group.cached) for group in groups)},
-        "output_tokens": completion,
-        "output_tokens_details": {"reasoning_tokens": sum(int(group.reasoning) for group in groups)},
-        "total_tokens": prompt + completion,
-    }
-
-
-def _progress(batch: Batch, groups: Sequence[Any], still_open: int) -> dict[str, Any]:
-    states: Counter[str] = Counter()
-    parked: Counter[str] = Counter()
-    for group in groups:
-        states[group.state] += group.queries
-        if group.state == QueryState.PARKED:
-            parked[group.parked_because] += group.queries
-    rate = _queries_per_s(batch, groups)
-    return {
-        "states": dict(states),
-        **_money("spent", batch.spent_nanousd),
-        **_money("held", batch.held_nanousd),
-        **_money("limit", batch.limit_nanousd),
-        "parked": [{"because": because, "queries": queries} for because, queries in sorted(parked.items())],
-        "samples": sum(int(group.samples) for group in groups),
-        "queries_per_s": round(rate, 3) if rate is not None else None,
-        "eta_s": _eta_s(still_open, rate),
-    }
-
-
-def _queries_per_s(batch: Batch, groups: Sequence[Any]) -> float | None:
-    """How fast queries were finished, from the batch's start to the last of them."""
-    worked_on = [group for group in groups if group.worked_on]
-    if not worked_on or batch.in_progress_at is None:
-        return None
-    elapsed = (max(group.last_finished_at for group in worked_on) - batch.in_progress_at).total_seconds()
-    return sum(group.worked_on for group in worked_on) / elapsed if elapsed > 0 else None
-
-
-def _eta_s(still_open: int, rate: float | None) -> float | None:
-    if not still_open:
-        return 0.0
-    return round(still_open / rate, 1) if rate else None
-
-
-def _money(name: str, nanousd: int | None) -> Mapping[str, Any]:
-    return {f"{name}_nanousd": nanousd, f"{name}_usd": _usd(nanousd) if nanousd is not None else None}
-
-
-def _usd(nanousd: int) -> str:
+def usd_of(nanousd: int) -> str:
+    """An amount as replies spell it, without its unit."""
     return format_usd(nanousd).removesuffix(" USD")
-
-
-def _epoch(instant: datetime | None) -> int | None:
-    return int(instant.timestamp()) if instant is not None else None
 
 
 def _digest(query: QueryRow) -> str:

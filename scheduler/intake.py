@@ -5,43 +5,31 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
-from sqlalchemy import Table as SqlTable
-from sqlalchemy import bindparam, delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from models.tables import Batch, File, LlmRow, PriceRow, QueryRow, Tenant
+from models.tables import Batch, File, QueryRow, Tenant
 from scheduler.admission import check_queue, hold_queue
-from scheduler.core.pricing import Price
-from scheduler.errors import Conflict, InvalidRequest, QueueFull, TooLarge
+from scheduler.errors import Conflict, InvalidRequest, QueueFull
 from scheduler.files import OUTPUT_PURPOSE, PURPOSE, find_file, read_chunks
 from scheduler.finalization import start_file_clock
-from scheduler.jsonlines import BYTE_ORDER_MARK, Line, foreign_start, salvaged_id, split_lines
-from scheduler.ledger import price_at
-from scheduler.planning import allot, as_query, choose_strategy, estimate_nanousd
-from scheduler.prediction import FixedPriors
+from scheduler.jsonlines import BYTE_ORDER_MARK, Line, foreign_start, split_lines
+from scheduler.line_rows import insert_lines, known_limits, row_of
 from scheduler.requests import (
     ENDPOINT,
     SAMPLES_MAX,
-    Defaults,
-    KnownLlm,
-    Limits,
-    ParsedQuery,
-    Rejection,
     batch_options,
     parse_chat_body,
-    parse_line,
 )
 from scheduler.settings import Settings
 from scheduler.states import BatchState, QueryState
-from scheduler.types import Arm
-from scheduler.unread import ENDS_AS, is_called_off_unread
+from scheduler.unread import is_called_off_unread
 
 WINDOW = "24h"
 WINDOW_MAX = timedelta(days=30)
@@ -55,18 +43,6 @@ STEP_BYTES = 8 * 1024 * 1024
 """What one transaction reads at most, however few lines that is: it bounds memory and the time others wait."""
 REASONS_MAX = 100
 """Reasons that a failed batch or a dry run lists; the error file has all of them."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class DryRun:
-    """What a file would do and cost, in nano-dollars, if it were submitted now; `bad` holds the first rejections."""
-
-    lines: int
-    runnable: int
-    bad: tuple[Rejection, ...]
-    low_nanousd: int
-    expected_nanousd: int
-    worst_nanousd: int
 
 
 def create_batch(
@@ -146,7 +122,7 @@ def create_interactive(
     )
     session.add(batch)
     session.flush()
-    values = _row(query, batch.id, tenant_id, now)
+    values = row_of(query, batch.id, tenant_id, now)
     values["priority"] = query.priority or INTERACTIVE_PRIORITY
     return session.execute(insert(QueryRow).returning(QueryRow.id), values).scalar_one()
 
@@ -172,7 +148,7 @@ def advance_intake(session: Session, batch_id: str, settings: Settings, now: dat
     last = taken[-1] if taken else Line(batch.lines_read, None, batch.bytes_read)
     if not _move_on(session, batch, last):
         return False
-    _insert_lines(session, batch, taken, settings, now)
+    insert_lines(session, batch, taken, settings, now)
     if last.number > settings.lines_max and _count(session, batch) > settings.lines_max:
         message = f"The file has more than {settings.lines_max} lines; split it into several batches."
         return _refuse_file(session, batch, [_file_error("too_many_lines", message)], now)
@@ -182,78 +158,6 @@ def advance_intake(session: Session, batch_id: str, settings: Settings, now: dat
         # All or nothing, as for OpenAI's own limit: half a batch would have to be found out and sent again.
         return _refuse_file(session, batch, [_file_error(full.code, _too_many(full, batch))], now)
     return _end_of_file(session, batch, now) if is_end else False
-
-
-def dry_run(
-    session: Session,
-    chunks: Iterable[bytes],
-    settings: Settings,
-    tenant_id: str,
-    now: datetime,
-    strategy: str | None = None,
-) -> DryRun:
-    """What a file would do and cost. Writes nothing.
-
-    Raises InvalidRequest for what would fail the batch as a whole, TooLarge for a file over the limits.
-    """
-    session.get_one(Tenant, tenant_id)
-    limits = known_limits(session, now, settings.samples_limit)
-    options, _ = batch_options({"strategy": strategy} if strategy is not None else {})
-    defaults = Defaults(options=options)
-    llms = {llm.name: llm for llm in session.scalars(select(LlmRow))}
-    prices: dict[str, Price] = {}
-    seen: dict[str, int] = {}
-    bad: list[Rejection] = []
-    total = runnable = low = expected = worst = 0
-    for line in split_lines(_checked_start(chunks, settings.file_bytes_max), settings.line_bytes_max):
-        total += 1
-        if total > settings.lines_max:
-            raise TooLarge(f"The file has more than {settings.lines_max} lines; split it into several batches.")
-        parsed = _without_duplicates(_parse(line, settings.line_bytes_max, defaults, limits), seen)
-        if isinstance(parsed, Rejection):
-            if len(bad) < REASONS_MAX:
-                bad.append(parsed)
-            continue
-        runnable += 1
-        price = prices.get(parsed.model) or prices.setdefault(parsed.model, price_at(session, parsed.model, now))
-        costs = budget_for(parsed, llms[parsed.model], price, settings)
-        low, expected, worst = low + costs[0], expected + costs[1], worst + costs[2]
-    if not total:
-        raise InvalidRequest("The file has no lines; write one request per line.", code="empty_file")
-    return DryRun(
-        lines=total,
-        runnable=runnable,
-        bad=tuple(bad),
-        low_nanousd=low,
-        expected_nanousd=expected,
-        worst_nanousd=worst,
-    )
-
-
-def budget_for(parsed: ParsedQuery, llm: LlmRow, price: Price, settings: Settings) -> tuple[int, int, int]:
-    """The (low, expected, worst) nano-dollars of a query that is not yet a row."""
-    row = QueryRow(id=0, line=parsed.line, **_queued(parsed))
-    query = as_query(row, llm)
-    strategy = choose_strategy(parsed.strategy, query.verifier, parsed.samples_max, query.temperature)
-    arm = Arm(model=parsed.model, strategy=strategy)
-    plan = allot(row, query, arm, llm, settings)
-    [prediction] = FixedPriors().predict([query], [arm])
-    low, expected, worst = estimate_nanousd(plan, query, prediction, price)
-    if parsed.limit_nanousd is None:
-        return low, expected, worst
-    return min(low, parsed.limit_nanousd), min(expected, parsed.limit_nanousd), min(worst, parsed.limit_nanousd)
-
-
-def known_limits(session: Session, now: datetime, samples_limit: int) -> Limits:
-    """The models that are served and priced at this instant."""
-    priced = set(session.scalars(select(PriceRow.model).where(PriceRow.effective_at <= now).distinct()))
-    llms = {
-        llm.name: KnownLlm(
-            context_tokens=llm.context_tokens, tokenizer_path=llm.tokenizer_path, is_priced=llm.name in priced
-        )
-        for llm in session.scalars(select(LlmRow))
-    }
-    return Limits(llms=llms, samples_limit=samples_limit)
 
 
 def _window(completion_window: str) -> timedelta:
@@ -399,115 +303,6 @@ def _close(session: Session, batch: Batch) -> bool:
     return True
 
 
-def _insert_lines(session: Session, batch: Batch, lines: Sequence[Line], settings: Settings, now: datetime) -> None:
-    """One row per line: queued where it can run, failed where it cannot."""
-    if not lines:
-        return
-    limits = known_limits(session, now, settings.samples_limit)
-    options, _ = batch_options(json.loads(batch.metadata_json or "{}"))
-    defaults = Defaults(options=options, endpoint=batch.endpoint)
-    parsed = [_parse(line, settings.line_bytes_max, defaults, limits) for line in lines]
-    taken = _taken_ids(session, batch.id, [each.custom_id for each in parsed if each.custom_id is not None])
-    rows = [_row(_without_duplicates(each, taken), batch.id, batch.tenant_id, now) for each in parsed]
-    if (outcome := ENDS_AS.get(BatchState(batch.state))) is not None:
-        rows = [_called_off(row, outcome, now) for row in rows]
-    session.execute(insert(_QUERIES), rows)
-
-
-def _called_off(row: dict[str, Any], outcome: QueryState, now: datetime) -> dict[str, Any]:
-    """The row of a line whose batch was over before it was read; a line that could never have run says why."""
-    if row["state"] == QueryState.FAILED and row["because"] not in _FOR_NOW:
-        return row
-    return {**row, "state": outcome, "finished_at": now, "because": outcome.value, "error_json": None}
-
-
-def _parse(line: Line, line_bytes_max: int, defaults: Defaults, limits: Limits) -> ParsedQuery | Rejection:
-    if line.content is None:
-        message = f"Line {line.number} is longer than {line_bytes_max} bytes; shorten it."
-        return Rejection(line=line.number, code="line_too_long", message=message, said=salvaged_id(line.start))
-    return parse_line(line.content, line.number, defaults, limits)
-
-
-def _taken_ids(session: Session, batch_id: str, custom_ids: Sequence[str]) -> dict[str, int]:
-    """Which of these ids stand on earlier lines of the batch, and on which."""
-    taken: dict[str, int] = {}
-    for begin in range(0, len(custom_ids), IDS_PER_LOOKUP):
-        some = custom_ids[begin : begin + IDS_PER_LOOKUP]
-        rows = session.execute(_TAKEN, {"batch_id": batch_id, "custom_ids": some})
-        taken.update({str(row.custom_id): row.line for row in rows})
-    return taken
-
-
-def _without_duplicates(parsed: ParsedQuery | Rejection, taken: dict[str, int]) -> ParsedQuery | Rejection:
-    """The line itself if it is the first with its custom_id, else a rejection that names both lines."""
-    if parsed.custom_id is None:
-        return parsed
-    first = taken.setdefault(parsed.custom_id, parsed.line)
-    if first == parsed.line:
-        return parsed
-    if isinstance(parsed, Rejection):
-        parsed.said, parsed.custom_id = parsed.custom_id, None
-        return parsed
-    shown = parsed.custom_id if len(parsed.custom_id) <= 64 else parsed.custom_id[:64] + "..."
-    problem = f"custom_id '{shown}' is already that of line {first}; give each line one of its own."
-    return Rejection(
-        line=parsed.line,
-        code="duplicate_custom_id",
-        message=f"Line {parsed.line}: {problem}",
-        param="custom_id",
-        said=parsed.custom_id,
-    )
-
-
-def _row(parsed: ParsedQuery | Rejection, batch_id: str, tenant_id: str, now: datetime) -> dict[str, Any]:
-    """The columns of a line's row; the same for every line, so that they go into one statement."""
-    row = _failed(parsed, now) if isinstance(parsed, Rejection) else _queued(parsed)
-    row["batch_id"] = batch_id
-    row["tenant_id"] = tenant_id
-    row["line"] = parsed.line
-    row["custom_id"] = parsed.custom_id
-    row["created_at"] = now
-    return row
-
-
-def _queued(parsed: ParsedQuery) -> dict[str, Any]:
-    return {
-        "state": QueryState.QUEUED,
-        "finished_at": None,
-        "because": None,
-        "error_json": None,
-        "model": parsed.model,
-        "body_json": parsed.body_json,
-        "strategy": parsed.strategy,
-        "samples_max": parsed.samples_max,
-        "tokens_max": parsed.tokens_max,
-        "verifier": parsed.verifier,
-        "reference": parsed.reference,
-        "task": parsed.task,
-        "priority": parsed.priority,
-        "limit_nanousd": parsed.limit_nanousd,
-    }
-
-
-def _failed(rejection: Rejection, now: datetime) -> dict[str, Any]:
-    return {
-        "state": QueryState.FAILED,
-        "finished_at": now,
-        "because": rejection.code,
-        "error_json": rejection.as_json(),
-        "model": None,
-        "body_json": None,
-        "strategy": "auto",
-        "samples_max": None,
-        "tokens_max": None,
-        "verifier": None,
-        "reference": None,
-        "task": None,
-        "priority": 0,
-        "limit_nanousd": None,
-    }
-
-
 def _count(session: Session, batch: Batch) -> int:
     return session.scalar(select(func.count()).select_from(QueryRow).where(QueryRow.batch_id == batch.id)) or 0
 
@@ -567,36 +362,3 @@ def _fail(session: Session, batch: Batch, errors: Sequence[dict[str, Any]], now:
     )
     start_file_clock(session, batch, now)
     return True
-
-
-def _checked_start(chunks: Iterable[bytes], bytes_max: int) -> Iterator[bytes]:
-    """The same bytes without a byte order mark. Raises InvalidRequest for what is no UTF-8, TooLarge for too many."""
-    total = 0
-    for i, chunk in enumerate(_no_short_start(chunks)):
-        total += len(chunk)
-        if total > bytes_max:
-            raise TooLarge(f"The file is larger than {bytes_max} bytes; split it into several batches.")
-        if i == 0 and (wrong := foreign_start(chunk)) is not None:
-            raise InvalidRequest(wrong, code="invalid_encoding")
-        yield chunk.removeprefix(BYTE_ORDER_MARK) if i == 0 else chunk
-
-
-def _no_short_start(chunks: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes, where the first chunk is long enough to tell what kind of file it is."""
-    rest = iter(chunks)
-    start = b""
-    for chunk in rest:
-        start += chunk
-        if len(start) >= 8:
-            break
-    yield start
-    yield from rest
-
-
-IDS_PER_LOOKUP = 1000
-_FOR_NOW = frozenset({"model_not_found", "model_unpriced"})
-"""Why a line cannot run that might run at another time; where nothing runs, that is no reason."""
-_QUERIES = cast("SqlTable", QueryRow.__table__)  # past the ORM, which does more per row than inserting it
-_TAKEN = select(QueryRow.custom_id, QueryRow.line).where(
-    QueryRow.batch_id == bindparam("batch_id"), QueryRow.custom_id.in_(bindparam("custom_ids", expanding=True))
-)

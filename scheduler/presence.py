@@ -148,6 +148,14 @@ class AdvisoryPresence:
                 connection.execute(text("SELECT 1"))
 
 
+def tidy(engine: Engine, worker_ids: Sequence[str]) -> None:
+    """Remove the files of workers that were counted out."""
+    directory = beside(engine.url, "workers")
+    if directory is not None and engine.dialect.name == "sqlite":
+        for worker_id in worker_ids:
+            (directory / worker_id).unlink(missing_ok=True)
+
+
 def _missed(session: Session, grace_s: float) -> tuple[str, Sequence[str]]:
     engine = session.get_bind()
     assert isinstance(engine, Engine)

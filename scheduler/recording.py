@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 
 from scheduler import verification
-from scheduler.errors import EngineError, EngineRejected, EngineUnavailable, InvalidRequest
+from scheduler.errors import Conflict, EngineError, EngineRejected, EngineUnavailable, InvalidRequest
 from scheduler.requests import Defaults, KnownLlm, Limits, ParsedQuery, Rejection, parse_line
 from scheduler.types import Verdict, VerifierSpec
 
@@ -20,6 +20,12 @@ SAMPLES_PER_REQUEST = 32
 TRIES = 5
 BACKOFF_S = 1.0
 NAMED_MAX = 5
+SHOWN_MAX = 64
+"""Characters of a setting that an error message repeats."""
+
+
+SETTINGS = ("model", "temperature", "max_tokens", "top_p")
+"""What of a request makes its samples comparable with others of the same query."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +39,44 @@ class Recording:
     temperature: float
     seed: int | None = None
     price: Mapping[str, float] | None = None
+
+    def request_of(self, query: ParsedQuery) -> dict[str, Any]:
+        """What the server is asked for a query, but for how many samples."""
+        body = json.loads(query.body_json)
+        limit = body.get("max_tokens") or query.tokens_max or self.tokens_max
+        return {"temperature": self.temperature, **body, "max_tokens": limit}
+
+    def settings_of(self, query: ParsedQuery) -> dict[str, Any]:
+        """What a pool line says of how its samples were drawn."""
+        request = self.request_of(query)
+        return {name: request[name] for name in SETTINGS if name in request}
+
+
+def refuse_another_recording(
+    lines: Iterable[Mapping[str, Any]], queries: Iterable[ParsedQuery], recording: Recording
+) -> None:
+    """Refuse to go on with a pool whose samples of the same queries and arm were drawn in another way.
+
+    Raises Conflict that names the first such line. Lines that do not say how they were drawn are taken at their word.
+    """
+    wanted = {query.custom_id: query for query in queries}
+    for line in lines:
+        query = wanted.get(line["id"])
+        if query is None or line["arm"] != recording.arm:
+            continue
+        told = {"question": line.get("question"), "reference": line.get("reference"), **(line.get("settings") or {})}
+        asked = {
+            "question": _question(json.loads(query.body_json)["messages"]),
+            "reference": query.reference,
+            **recording.settings_of(query),
+        }
+        for name, now in asked.items():
+            if (before := told.get(name)) is not None and before != now:
+                raise Conflict(
+                    f"The pool holds {line['id']!r} under the arm {recording.arm!r} with the {name} {_short(before)}, "
+                    f"and {_short(now)} is asked for now; repeat the earlier settings, or choose another --arm or "
+                    "--out."
+                )
 
 
 def read_workload(lines: Iterable[bytes], llms: Mapping[str, int], model: str | None) -> list[ParsedQuery]:
@@ -86,13 +130,13 @@ async def record(
 async def _record_query(
     client: httpx.AsyncClient, query: ParsedQuery, recording: Recording
 ) -> dict[str, Any] | EngineRejected:
-    body = json.loads(query.body_json)
+    body = recording.request_of(query)
     choices: list[dict[str, Any]] = []
     prompt_tokens = 0
     try:
         while len(choices) < recording.samples:
             wanted = min(SAMPLES_PER_REQUEST, recording.samples - len(choices))
-            answer = await _ask(client, _request(body, query, recording, wanted, drawn=len(choices)))
+            answer = await _ask(client, _request(body, recording, wanted, drawn=len(choices)))
             got, prompt_tokens = _choices(answer, wanted)
             choices.extend(got)
     except EngineRejected as error:
@@ -100,11 +144,8 @@ async def _record_query(
     return await asyncio.to_thread(_pool_line, query, body, recording, choices, prompt_tokens)
 
 
-def _request(
-    body: Mapping[str, Any], query: ParsedQuery, recording: Recording, wanted: int, *, drawn: int
-) -> dict[str, Any]:
-    limit = body.get("max_tokens") or query.tokens_max or recording.tokens_max
-    request = {"temperature": recording.temperature, **body, "max_tokens": limit, "n": wanted, "logprobs": True}
+def _request(body: Mapping[str, Any], recording: Recording, wanted: int, *, drawn: int) -> dict[str, Any]:
+    request = {**body, "n": wanted, "logprobs": True}
     if recording.seed is not None:
         request["seed"] = recording.seed + drawn
     return request
@@ -169,6 +210,7 @@ def _pool_line(
         "arm": recording.arm,
         "question": _question(body["messages"]),
         "reference": query.reference,
+        "settings": recording.settings_of(query),
         "prompt_tokens": prompt_tokens,
         "price": recording.price,
         "samples": [_judged(choice, spec) for choice in choices],
@@ -212,6 +254,11 @@ def _doubles(queries: Iterable[ParsedQuery]) -> list[str]:
         for query in queries
         if (earlier := first.setdefault(query.custom_id, query.line)) != query.line
     ]
+
+
+def _short(value: object) -> str:
+    text = str(value)
+    return repr(text if len(text) <= SHOWN_MAX else text[:SHOWN_MAX] + "...") if isinstance(value, str) else text
 
 
 def _message(response: httpx.Response) -> str:

@@ -7,21 +7,22 @@ each only at its end (outcome, correctness, samples, latency, saving), count to 
 
 from __future__ import annotations
 
-from array import array
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Any
 
-import numpy as np
 from sqlalchemy import ColumnElement, Select, case, func, literal, literal_column, select
 from sqlalchemy.orm import Session, aliased
 
 from models.tables import Batch, Entry, PlanRow, QueryRow, SampleRow, Tenant, Wave
 from scheduler.caps import CapStatus, list_caps
-from scheduler.states import QUERY_FINAL, WaveState
+from scheduler.spend_groups import SpendGroup
+from scheduler.states import QUERY_FINAL, QueryState, WaveState
+
+OWN_OUTCOMES = frozenset({QueryState.ANSWERED, QueryState.BUDGET_STOPPED, QueryState.ABANDONED})
+"""Ends that a query's own budget and answers brought about; what broke or was called off says nothing of budgets."""
 
 ROWS_AT_ONCE = 5_000
 """Rows fetched at a time where single values are needed; only eight bytes of each are kept."""
@@ -49,103 +50,6 @@ class Scope:
     batch_id: str | None = None
     from_: datetime | None = None
     to: datetime | None = None
-
-
-@dataclass(kw_only=True, slots=True)
-class SpendGroup:
-    """One line of a report.
-
-    key: the tenant's name, the model, the strategy of the query's latest plan (as asked, where none was made), the
-        task, the day or the batch; None where there is none. Queries sent one by one share the batch key "interactive".
-    queries: queries that ended, `outcomes` by how.
-    labelled, correct: those whose answer is known to be right or wrong, and the right ones.
-    samples: samples drawn for them, discarded ones too.
-    prompt_tokens .. reasoning_tokens: as billed; `completion_tokens` includes reasoning.
-    discarded_tokens: completion tokens of the ended queries' samples that were not chosen.
-    cost_nanousd: the sum of the ledger's entries.
-    ended_cost_nanousd: what the ended queries cost over their whole life, the measure of the saving.
-    uniform_cost_nanousd: what they would have cost if every query of a batch had been given the largest sample budget
-        planned in that batch, at that query's mean cost per sample.
-    """
-
-    key: str | None
-    outcomes: Counter[str] = field(default_factory=Counter)
-    labelled: int = 0
-    correct: int = 0
-    samples: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    reasoning_tokens: int = 0
-    discarded_tokens: int = 0
-    cost_nanousd: int = 0
-    ended_cost_nanousd: int = 0
-    uniform_cost_nanousd: int = 0
-    latencies_s: array[float] = field(default_factory=lambda: array("d"))
-    prompt_errors: array[float] = field(default_factory=lambda: array("d"))
-
-    @property
-    def queries(self) -> int:
-        """Queries that ended."""
-        return self.outcomes.total()
-
-    @property
-    def accuracy(self) -> float | None:
-        """The share of right answers among those that are labelled."""
-        return _ratio(self.correct, self.labelled)
-
-    @property
-    def samples_per_query(self) -> float | None:
-        """Samples drawn per ended query."""
-        return _ratio(self.samples, self.queries)
-
-    @property
-    def cost_per_correct_nanousd(self) -> int | None:
-        """What one right answer cost, all that was spent on wrong ones included."""
-        return round(self.cost_nanousd / self.correct) if self.correct else None
-
-    @property
-    def saving_ratio(self) -> float | None:
-        """How many times dearer the uniform budget would have been."""
-        return _ratio(self.uniform_cost_nanousd, self.ended_cost_nanousd)
-
-    @property
-    def latency_p50_s(self) -> float | None:
-        """The median time from a query's start (its first wave, not its arrival) to its end."""
-        return _quantile(self.latencies_s, 0.5)
-
-    @property
-    def latency_p95_s(self) -> float | None:
-        """The time from start to end that 95 in 100 queries stayed within."""
-        return _quantile(self.latencies_s, 0.95)
-
-    @property
-    def prompt_estimate_error(self) -> float | None:
-        """The median over waves of |prompt tokens estimated - billed| / billed."""
-        return _quantile(self.prompt_errors, 0.5)
-
-    def add(self, other: SpendGroup) -> None:
-        """Count another group's queries and money in, too."""
-        self.outcomes.update(other.outcomes)
-        self.latencies_s.extend(other.latencies_s)
-        self.prompt_errors.extend(other.prompt_errors)
-        for name in _SUMMED:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-_SUMMED = (
-    "labelled",
-    "correct",
-    "samples",
-    "prompt_tokens",
-    "cached_tokens",
-    "completion_tokens",
-    "reasoning_tokens",
-    "discarded_tokens",
-    "cost_nanousd",
-    "ended_cost_nanousd",
-    "uniform_cost_nanousd",
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -239,8 +143,10 @@ def _add_ended_queries(session: Session, scope: Scope, by: By, groups: dict[str 
                 correct=correct,
                 samples=samples,
                 discarded_tokens=max(discarded, 0),
-                ended_cost_nanousd=spent,
-                uniform_cost_nanousd=uniform_cost,
+                own_queries=count if state in OWN_OUTCOMES else 0,
+                own_samples=samples if state in OWN_OUTCOMES else 0,
+                own_cost_nanousd=spent if state in OWN_OUTCOMES else 0,
+                uniform_cost_nanousd=uniform_cost if state in OWN_OUTCOMES else 0,
             )
         )
 
@@ -356,11 +262,3 @@ def _day(session: Session, at: Any) -> Any:
     if session.get_bind().dialect.name == "sqlite":
         return func.strftime("%Y-%m-%d", at)
     return func.to_char(func.timezone("UTC", at), "YYYY-MM-DD")
-
-
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None
-
-
-def _quantile(values: Sequence[float], q: float) -> float | None:
-    return float(np.quantile(np.frombuffer(values, dtype=np.float64), q)) if len(values) else None  # type: ignore[call-overload]

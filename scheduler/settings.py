@@ -25,7 +25,8 @@ class Settings(BaseSettings):
     engine: str = Field(default="vllm", pattern="^(vllm|fake)$")
     fake_engine: str | None = None
     """Options of the fake engine as JSON; see workers.engines.fake."""
-    admin_key: SecretStr | None = None
+    admin_key: SecretStr | None = Field(default=None, min_length=12)
+    """Whoever has it may do everything, so make it long and by chance; `allotd up` makes one of 256 bits."""
 
     # Sizes
     window_size: int = Field(default=256, ge=1)
@@ -74,6 +75,15 @@ class Settings(BaseSettings):
     line_bytes_max: int = Field(default=4 * MEBIBYTE, ge=1)
     lines_max: int = Field(default=50_000, ge=1)
     body_bytes_max: int = Field(default=4 * MEBIBYTE, ge=1)
+    body_grace_s: float = Field(default=30.0, gt=0)
+    """How long a body may take beside what its size allows; and a request's head."""
+    body_bytes_per_s_min: int = Field(default=16 * 1024, ge=1)
+    """A body that arrives more slowly than this holds a place for nobody's good; a mobile phone is faster."""
+    uploads_max: int = Field(default=16, ge=1)
+    """Uploads one API process takes at once: each may fill the disk with a whole file before it is refused."""
+    uploads_per_tenant_max: int = Field(default=4, ge=1)
+    connections_max: int = Field(default=2000, ge=1)
+    """Connections one API process holds; with the descriptors of their database sessions under Linux's usual 4096."""
 
     log_format: str = Field(default="console", pattern="^(console|json)$")
     log_level: str = Field(default="INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")

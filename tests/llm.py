@@ -68,10 +68,10 @@ def llm(starting_llm: Future[LlmServer] | None) -> LlmServer:
 
 
 @contextmanager
-def llm_server(log: Path, *extra: str) -> Iterator[LlmServer]:
-    """Start a server on a free port in a session of its own, and end all of that session's processes."""
+def llm_server(log: Path, *extra: str, port: int | None = None) -> Iterator[LlmServer]:
+    """Start a server in a session of its own, on a free port or the given one; end all of the session's processes."""
     directory = fetch_smollm()
-    port = free_port()
+    port = port or free_port()
     command = [sys.executable, "-m", "workers.llm_server", "--llm", str(directory), "--served-name", NAME, "--eager"]
     with log.open("wb") as output:
         process = subprocess.Popen(

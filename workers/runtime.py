@@ -107,6 +107,11 @@ class Runtime:
         for work in works:
             self._loop.call_soon_threadsafe(self._launch, work)
 
+    @property
+    def is_trusted(self) -> bool:
+        """Whether this worker's engine is asked anything; not while it is quarantined."""
+        return self._trusted.is_set()
+
     def drain(self) -> None:
         """Take nothing more; let running waves finish for a moment, then cut them and give their queries back."""
         self._draining.set()
@@ -123,6 +128,9 @@ class Runtime:
         self._presence.leave()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=5)
+        if not self._thread.is_alive():
+            self._loop.close()
+        self._services.sessions.kw["bind"].dispose()
 
     async def _make_engine(self) -> Engine:
         return make_engine(self._settings)
@@ -138,7 +146,7 @@ class Runtime:
             work=work,
             engine=self._engine,
             transact=self._transact,
-            report=self._usage.__setitem__,
+            report=self._report,
             flags=flags,
             places=self._places,
             distrust=self._distrust,
@@ -146,6 +154,9 @@ class Runtime:
         task = self._loop.create_task(self._run(drive))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _report(self, wave_id: int, usage: Usage) -> None:
+        self._usage[wave_id] = usage  # of the dict of the moment: each heartbeat takes one away
 
     async def _run(self, drive: Drive) -> None:
         attempt_id = drive.work.funded.attempt_id

@@ -33,6 +33,7 @@ from scheduler.api import (
 from scheduler.api.bodies import BodyLimit
 from scheduler.api.rates import RequestRates
 from scheduler.api.security import Authentication
+from scheduler.api.uploads import UploadGate
 from scheduler.api.waiting import Endings
 from scheduler.metrics import Metrics
 from scheduler.wiring import Services
@@ -61,6 +62,8 @@ SECURITY_HEADERS = (
     (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"x-frame-options", b"DENY"),
 )
 
 log = structlog.get_logger()
@@ -83,6 +86,7 @@ def create_app(services: Services) -> FastAPI:
     errors.register(app)
     for module in ROUTERS:
         app.include_router(module.router)
+    app.add_middleware(UploadGate, settings=services.settings)
     app.add_middleware(Authentication, services=services, rates=RequestRates(services.settings.broker_url))
     app.add_middleware(BodyLimit, settings=services.settings)
     app.add_middleware(Outermost, metrics=metrics)

@@ -14,15 +14,27 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from models.tables import Batch
-from scheduler import cancellation, intake
+from scheduler import cancellation, dry_runs, intake
 from scheduler.api.bodies import StrictRoute
 from scheduler.api.errors import documented
 from scheduler.api.security import Reader, Submitter
 from scheduler.api.sessions import Now, Reading, WithServices, Writing
-from scheduler.api.shapes import Body, ExpiresAfter, Page, Reply, ShortText, Text, page, usd, usd_or_none
+from scheduler.api.shapes import (
+    USD_PATTERN,
+    Body,
+    ExpiresAfter,
+    Page,
+    Reply,
+    ShortText,
+    Text,
+    page,
+    usd,
+    usd_or_none,
+)
+from scheduler.batch_view import batch_object, batch_objects
 from scheduler.core.pricing import parse_usd
+from scheduler.core.strategies import STRATEGIES
 from scheduler.database import reading
-from scheduler.finalization import batch_object, batch_objects
 from scheduler.requests import ENDPOINT
 from scheduler.states import BatchState
 from scheduler.wiring import Services
@@ -30,6 +42,7 @@ from scheduler.wiring import Services
 router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=StrictRoute)
 
 LIST_MAX = 100
+STRATEGY_NAMES = ["auto", *STRATEGIES]
 WINDOW = "^([1-9]|[1-9][0-9]|[1-6][0-9]{2}|7[01][0-9]|720)h$|^([1-9]|[12][0-9]|30)d$"
 METADATA: dict[str, Any] = {
     "maxProperties": intake.METADATA_PAIRS_MAX,
@@ -153,7 +166,13 @@ def create_batch(
     session: Writing,
     now: Now,
     idempotency_key: Annotated[
-        str | None, Header(description="The same key and request return the same batch.", max_length=255)
+        str | None,
+        Header(
+            description="The same key and request return the same batch.",
+            min_length=1,
+            max_length=255,
+            pattern="^[ -~]+$",
+        ),
     ] = None,
 ) -> BatchReply:
     """Open a batch on an uploaded file."""
@@ -206,8 +225,8 @@ async def dry_run(
     caller: Submitter,
     services: WithServices,
     now: Now,
-    strategy: Annotated[Text | None, Query(max_length=64)] = None,
-    max_cost_usd: Annotated[str | None, Query(max_length=64)] = None,
+    strategy: Annotated[Text | None, Query(max_length=64, json_schema_extra={"enum": STRATEGY_NAMES})] = None,
+    max_cost_usd: Annotated[str | None, Query(max_length=64, json_schema_extra={"pattern": USD_PATTERN})] = None,
 ) -> DryRunReply:
     """What a file would do and cost; nothing is kept or changed."""
     limit = parse_usd(max_cost_usd) if max_cost_usd is not None else None
@@ -255,8 +274,8 @@ def _reply(session: Session, batch: Batch) -> BatchReply:
     return BatchReply.model_validate(batch_object(session, batch))
 
 
-def _dry_run(services: Services, spool: IO[bytes], tenant_id: str, now: Now, strategy: str | None) -> intake.DryRun:
+def _dry_run(services: Services, spool: IO[bytes], tenant_id: str, now: Now, strategy: str | None) -> dry_runs.DryRun:
     spool.seek(0)
     chunks = iter(lambda: spool.read(CHUNK_BYTES), b"")
     with reading(services.sessions) as session:
-        return intake.dry_run(session, chunks, services.settings, tenant_id, now, strategy)
+        return dry_runs.dry_run(session, chunks, services.settings, tenant_id, now, strategy)

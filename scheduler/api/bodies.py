@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -10,13 +12,25 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scheduler.api.errors import refuse_body, reply
-from scheduler.errors import InvalidRequest, TooLarge
+from scheduler.errors import InvalidRequest, SchedulerError, TooLarge
 from scheduler.jsonlines import Fault, decode
 from scheduler.settings import Settings
 
 UPLOAD_PATHS = frozenset({"/v1/files", "/v1/batches/dry-run"})
 MULTIPART_EXTRA_BYTES = 64 * 1024
 """Room for the form around an uploaded file."""
+
+
+FORM_FILES_MAX, FORM_FIELDS_MAX = 1, 64
+"""Each file of a form takes a megabyte of memory before it goes to disk."""
+
+
+class TooSlow(SchedulerError):
+    """The body arrived too slowly; send it again over a faster connection, or in smaller files."""
+
+    code = "request_timeout"
+    http_status = 408
+    retryable = True
 
 
 class StrictRequest(Request):
@@ -30,6 +44,10 @@ class StrictRequest(Request):
                 raise refuse_body(InvalidRequest(f"The body {decoded.problem}."))
             self._strict_json = decoded
         return self._strict_json
+
+    def form(self, **_limits: Any) -> Any:
+        """The form, with no more files and fields than this API knows."""
+        return super().form(max_files=FORM_FILES_MAX, max_fields=FORM_FIELDS_MAX)
 
 
 class StrictRoute(APIRoute):
@@ -46,7 +64,7 @@ class StrictRoute(APIRoute):
 
 
 class BodyLimit:
-    """Middleware that refuses a body as soon as it is known to be too large, by its declared or its actual length."""
+    """Middleware that refuses a body as soon as it is known to be too large, or while it arrives too slowly."""
 
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
@@ -60,12 +78,11 @@ class BodyLimit:
         if b"%00" in scope.get("raw_path", b"") or b"%00" in scope["query_string"]:
             await reply(InvalidRequest("The address holds a NUL character; leave it out."))(scope, receive, send)
             return
-        limit = self._limit(scope)
-        declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > limit:
-            await reply(_too_large(limit))(scope, receive, send)
+        body = _Body(scope, receive, self._limit(scope), self.settings)
+        if body.bytes_declared > body.bytes_max:
+            await reply(_too_large(body.bytes_max))(scope, receive, body.closing(send))
             return
-        await self.app(scope, _counting(receive, limit), send)
+        await self.app(scope, body.receive, body.closing(send))
 
     def _limit(self, scope: Scope) -> int:
         if scope["path"] in UPLOAD_PATHS:
@@ -73,18 +90,47 @@ class BodyLimit:
         return self.settings.body_bytes_max
 
 
-def _counting(receive: Receive, limit: int) -> Receive:
-    seen = 0
+class _Body:
+    """One request's body while it arrives."""
 
-    async def counted() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
-        if seen > limit:
-            raise refuse_body(_too_large(limit))
+    def __init__(self, scope: Scope, receive: Receive, bytes_max: int, settings: Settings) -> None:
+        headers = dict(scope["headers"])
+        declared = headers.get(b"content-length", b"0")
+        self.bytes_max = bytes_max
+        self.bytes_declared = int(declared) if declared.isdigit() else 0
+        self._is_complete = not self.bytes_declared and b"transfer-encoding" not in headers
+        self._receive = receive
+        self._settings = settings
+        self._seen = 0
+        self._began = time.monotonic()
+
+    async def receive(self) -> Message:
+        """The next part. Raises what FastAPI lets through where there are too many bytes, or too few in the time."""
+        if self._is_complete:
+            return await self._receive()  # nothing but the news that the client has left
+        try:
+            message = await asyncio.wait_for(self._receive(), self._left_s())
+        except TimeoutError:
+            raise refuse_body(TooSlow()) from None
+        self._seen += len(message.get("body", b""))
+        self._is_complete = not message.get("more_body", False)
+        if self._seen > self.bytes_max:
+            raise refuse_body(_too_large(self.bytes_max))
         return message
 
-    return counted
+    def closing(self, send: Send) -> Send:
+        """The same, but a reply before the end of the body ends the connection: nobody waits for the rest."""
+
+        async def send_on(message: Message) -> None:
+            if message["type"] == "http.response.start" and not self._is_complete:
+                message = {**message, "headers": [*message["headers"], (b"connection", b"close")]}
+            await send(message)
+
+        return send_on
+
+    def _left_s(self) -> float:
+        allowed = self._settings.body_grace_s + self._seen / self._settings.body_bytes_per_s_min
+        return max(0.0, self._began + allowed - time.monotonic())
 
 
 def _too_large(limit: int) -> TooLarge:

@@ -14,7 +14,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Match, Route
 
-from scheduler.errors import Conflict, InvalidRequest, SchedulerError, TooLarge
+from scheduler.errors import Conflict, InvalidRequest, SchedulerError
 
 TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 """OpenAI's error types where they are not told from the client's or the server's fault alone."""
@@ -161,6 +161,6 @@ def allowed_methods(request: Request) -> list[str]:
     return sorted({method for route in fitting for method in route.methods or ()})
 
 
-def refuse_body(error: TooLarge | InvalidRequest) -> HTTPException:
+def refuse_body(error: SchedulerError) -> HTTPException:
     """An error from inside body parsing, in the one class that FastAPI lets through from there."""
     return HTTPException(error.http_status, detail=error)

@@ -130,7 +130,10 @@ def get_content(file_id: str, caller: Reader, services: WithServices, session: R
     return StreamingResponse(_chunks(services, file), media_type="application/jsonl")
 
 
-@router.head("/{file_id}/content", responses={200: {"description": "Its length in bytes."}, **documented()})
+HEAD_OF_CONTENT = {**CONTENT, "description": "Its length in bytes."}
+
+
+@router.head("/{file_id}/content", response_class=Response, responses={200: HEAD_OF_CONTENT, **documented()})
 def head_content(file_id: str, caller: Reader, session: Reading) -> Response:
     """How long a file's content is now. Ranges of it cannot be asked for."""
     file = files.find_file(session, caller.tenant_id, file_id)

@@ -12,7 +12,7 @@ from scheduler.api.bodies import StrictRoute
 from scheduler.api.errors import documented
 from scheduler.api.security import Admin, Reader
 from scheduler.api.sessions import Now, Reading, Writing
-from scheduler.api.shapes import Amount, Body, Page, Reply, ShortText, epoch
+from scheduler.api.shapes import Body, Page, Reply, ShortText, TokenPrice, epoch
 from scheduler.core.pricing import NANOUSD_PER_TOKEN_PER_USD_PER_MTOK, nanousd_per_token
 
 router = APIRouter(prefix="/v1/prices", tags=["prices"], route_class=StrictRoute)
@@ -22,9 +22,9 @@ class PriceBody(Body):
     """A price to hold from now on, in USD per million tokens."""
 
     model: ShortText
-    prompt_usd_per_mtok: Amount
-    completion_usd_per_mtok: Amount
-    cached_usd_per_mtok: Amount | None = None
+    prompt_usd_per_mtok: TokenPrice
+    completion_usd_per_mtok: TokenPrice
+    cached_usd_per_mtok: TokenPrice | None = None
 
 
 class PriceReply(Reply):

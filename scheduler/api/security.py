@@ -87,6 +87,12 @@ def identify(services: Services, request: Request) -> Identity:
         )
 
 
+def needed_scope(dependency: object) -> str | None:
+    """The scope that a route's dependency asks for, if it is one of those that ask for one."""
+    scope: str | None = getattr(dependency, "needed_scope", None)
+    return scope
+
+
 def _caller_with(scope: str) -> Callable[..., Caller]:
     def caller(
         request: Request,
@@ -103,6 +109,7 @@ def _caller_with(scope: str) -> Callable[..., Caller]:
             return Caller(identity=identity, tenant_id=identity.tenant_id)
         return Caller(identity=identity, tenant_id=_named_tenant(services, identity, named))
 
+    caller.needed_scope = scope  # type: ignore[attr-defined]  # for whoever asks which route needs what
     return caller
 
 

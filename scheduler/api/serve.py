@@ -5,6 +5,7 @@ from __future__ import annotations
 import uvicorn
 
 from scheduler.api.app import create_app
+from scheduler.api.connections import impatient
 from scheduler.logs import configure_logging
 from scheduler.settings import Settings
 from scheduler.wiring import make_services
@@ -25,6 +26,8 @@ def run_api(settings: Settings, host: str, port: int) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
+        http=impatient(settings.body_grace_s),
+        limit_concurrency=settings.connections_max,
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=SHUTDOWN_S,
     )

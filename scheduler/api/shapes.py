@@ -7,9 +7,9 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
-from scheduler.core.pricing import format_usd
+from scheduler.core.pricing import USD_MAX, USD_PER_MTOK_MAX, format_usd
 from scheduler.files import EXPIRES_AFTER_MAX_S, EXPIRES_AFTER_MIN_S
 
 T = TypeVar("T")
@@ -43,8 +43,15 @@ def _without_nul(text: str) -> str:
     return text
 
 
-Text = Annotated[str, AfterValidator(_without_nul)]
-ShortText = Annotated[str, StringConstraints(min_length=1, max_length=256), AfterValidator(_without_nul)]
+WITHOUT_NUL = {"pattern": "^[^\\u0000]*$"}
+"""For the OpenAPI document."""
+Text = Annotated[str, AfterValidator(_without_nul), Field(json_schema_extra=WITHOUT_NUL)]
+ShortText = Annotated[
+    str,
+    StringConstraints(min_length=1, max_length=256),
+    AfterValidator(_without_nul),
+    Field(json_schema_extra=WITHOUT_NUL),
+]
 
 
 def _no_truth_value(value: object) -> object:
@@ -60,11 +67,36 @@ class ExpiresAfter(Body):
     seconds: Annotated[int, Field(ge=EXPIRES_AFTER_MIN_S, le=EXPIRES_AFTER_MAX_S)]
 
 
+def _money(pattern: str, least: dict[str, int], most: int) -> WithJsonSchema:
+    """How an amount is described; `scheduler.core.pricing` checks it, and says better what is wrong."""
+    return WithJsonSchema(
+        {
+            "anyOf": [{"type": "string", "pattern": pattern}, {"type": "number", "maximum": most, **least}],
+            "description": "A decimal number, best as a string: a JSON float may have lost digits.",
+            "examples": ["0.25"],
+        }
+    )
+
+
+USD_PATTERN = r"^(0\.[0-9]{0,8}[1-9]|[1-9][0-9]{0,7}(\.[0-9]{1,9})?)$"
 Amount = Annotated[
+    str | int | Decimal, BeforeValidator(_no_truth_value), _money(USD_PATTERN, {"exclusiveMinimum": 0}, int(USD_MAX))
+]
+TokenPrice = Annotated[
     str | int | Decimal,
     BeforeValidator(_no_truth_value),
-    Field(description="A decimal number, best as a string: a JSON float may have lost digits.", examples=["0.25"]),
+    _money(r"^[0-9]{1,6}(\.[0-9]{1,3})?$", {"minimum": 0}, int(USD_PER_MTOK_MAX)),
 ]
+
+
+def _number_only(value: object) -> object:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise ValueError("give a whole number, not text")
+    return value
+
+
+NumberOnly = BeforeValidator(_number_only)
+"""JSON's own numbers, of which 4.0 is as whole as 4, and no text that looks like one."""
 
 
 class Identified(Protocol):

@@ -16,8 +16,10 @@ from scheduler.api.errors import documented
 from scheduler.api.security import Reader
 from scheduler.api.sessions import Now, Reading
 from scheduler.api.shapes import Reply, usd, usd_or_none
+from scheduler.cancellation import find_batch
 from scheduler.errors import InvalidRequest
 from scheduler.insight import Insight, insight
+from scheduler.spend_groups import SpendGroup
 
 router = APIRouter(prefix="/v1/spend", tags=["spend"], route_class=StrictRoute)
 
@@ -32,7 +34,7 @@ Instant = Annotated[datetime | None, BeforeValidator(_no_number)]
 
 
 class SpendGroupReply(Reply):
-    """One line of the report; what its figures mean is told in `scheduler.reports.SpendGroup`."""
+    """One line of the report; what its figures mean is told in `scheduler.spend_groups.SpendGroup`."""
 
     key: str | None
     queries: int
@@ -123,12 +125,16 @@ def spend(
 
     Money and tokens count to the instant of their reservation, queries to the instant at which they ended.
     """
+    if batch is not None:
+        batch = find_batch(session, caller.tenant_id, batch).id
     scope = reports.Scope(
         tenant_id=visible_tenant(session, caller, tenant),
         batch_id=batch,
         from_=_instant(from_, "from"),
         to=_instant(to, "to"),
     )
+    if scope.from_ is not None and scope.to is not None and scope.from_ >= scope.to:
+        raise InvalidRequest("from must be before to: to is the first instant after the period.", param="from")
     report = reports.spend_report(session, scope, by, now)
     return SpendReply.model_validate(
         {
@@ -176,7 +182,7 @@ def _instant(value: datetime | None, name: str) -> datetime | None:
         raise InvalidRequest(f"{name}: no calendar has that instant in UTC.", param=name) from None
 
 
-def _group(group: reports.SpendGroup) -> SpendGroupReply:
+def _group(group: SpendGroup) -> SpendGroupReply:
     return SpendGroupReply(
         key=group.key,
         queries=group.queries,

@@ -13,7 +13,7 @@ from scheduler.api.bodies import StrictRoute
 from scheduler.api.errors import documented
 from scheduler.api.security import Admin
 from scheduler.api.sessions import Now, Reading, Writing
-from scheduler.api.shapes import Body, Page, Reply, ShortText, epoch, epoch_or_none
+from scheduler.api.shapes import Body, NumberOnly, Page, Reply, ShortText, epoch, epoch_or_none
 
 router = APIRouter(prefix="/v1/tenants", tags=["tenants"], route_class=StrictRoute)
 
@@ -21,15 +21,15 @@ Name = Annotated[str, Path(alias="tenant", description="The tenant's name or id.
 
 
 QueuedMax = Annotated[
-    Annotated[int, Field(strict=True, ge=1, le=tenants.LIMITS["queued_max"])] | None,
+    Annotated[int, Field(ge=1, le=tenants.LIMITS["queued_max"]), NumberOnly] | None,
     Field(description="The most queries that may wait; null for no limit."),
 ]
 RunningMax = Annotated[
-    Annotated[int, Field(strict=True, ge=1, le=tenants.LIMITS["running_max"])] | None,
+    Annotated[int, Field(ge=1, le=tenants.LIMITS["running_max"]), NumberOnly] | None,
     Field(description="The most queries that may run at once; null for no limit."),
 ]
 RequestsPerMinute = Annotated[
-    Annotated[int, Field(strict=True, ge=1, le=tenants.LIMITS["requests_per_minute"])] | None,
+    Annotated[int, Field(ge=1, le=tenants.LIMITS["requests_per_minute"]), NumberOnly] | None,
     Field(description="The most requests within any 60 seconds; null for no limit."),
 ]
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
 from scheduler.cli.client import Api, Refused, connect, part, sha256_of
 from scheduler.cli.output import AsJson, moment, print_json, print_table, say, show, usd
-from scheduler.cli.waiting import final_words, wait
+from scheduler.cli.waiting import EXIT_CODES, final_words, wait
 from scheduler.errors import InvalidRequest
 
+STDIN = "-"
 ENDPOINT = "/v1/chat/completions"
 WINDOW = "24h"
 SHOWN_BAD_LINES = 20
@@ -29,15 +33,15 @@ Out = Annotated[Path | None, typer.Option("--out", "-o", help="Write to this fil
 TenantOption = Annotated[str | None, typer.Option(help="The tenant that pays; an admin key needs it.")]
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def submit(
-    file: Annotated[Path, typer.Argument(help="JSON lines, as OpenAI's Batch API takes them.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="JSON lines, as OpenAI's Batch API takes them; - reads stdin.")
+    ],
     tenant: TenantOption = None,
     max_cost: Annotated[str | None, typer.Option(metavar="USD", help="The most the whole batch may cost.")] = None,
     strategy: Annotated[str | None, typer.Option(help="How lines are answered that do not say it themselves.")] = None,
-    is_waiting: Annotated[
-        bool, typer.Option("--wait", help="Stay until it is done; exit code 3 where money ran out.")
-    ] = False,
+    is_waiting: Annotated[bool, typer.Option("--wait", help="Stay until it is done or money runs out.")] = False,
     is_dry: Annotated[bool, typer.Option("--dry-run", help="Say what it would cost, and change nothing.")] = False,
     idempotency_key: Annotated[
         str | None, typer.Option(metavar="KEY", help="The same key again returns the same batch.")
@@ -45,12 +49,11 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Send a file of questions."""
-    _check_file(file)
-    with connect(tenant=tenant) as api:
+    with _readable(file) as lines, connect(tenant=tenant) as api:
         if is_dry:
-            _print_dry_run(_dry_run(api, file, max_cost, strategy), as_json)
+            _print_dry_run(_dry_run(api, lines, max_cost, strategy), as_json)
             return
-        batch = _create(api, file, max_cost, strategy, idempotency_key)
+        batch = _create(api, lines, max_cost, strategy, idempotency_key)
         if not as_json:
             say(f"Batch {batch['id']} is submitted.")
         if not is_waiting:
@@ -59,10 +62,10 @@ def submit(
         _wait_and_leave(api, batch["id"], as_json)
 
 
-@app.command()
+@app.command(epilog=EXIT_CODES)
 def status(
     batch_id: BatchId,
-    is_waiting: Annotated[bool, typer.Option("--wait", help="Stay until it is done.")] = False,
+    is_waiting: Annotated[bool, typer.Option("--wait", help="Stay until it is done or money runs out.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show how far a batch is, and what it has cost."""
@@ -82,8 +85,8 @@ def list_(
     """List batches, newest first."""
     with connect(tenant=tenant) as api:
         batches = api.pages("/v1/batches", limit=limit)
-    headings = ("id", "status", "lines", "completed", "failed", "spent USD", "created")
-    right = "lines  completed  failed  spent USD"
+    headings = ("id", "tenant", "status", "done", "failed", "spent USD", "created", "ended")
+    right = "done  failed  spent USD"
     empty = "There is no batch yet; send one with `allotd batch submit FILE`."
     show(batches, as_json, lambda: print_table(headings, [_row(b) for b in batches], right=right, empty=empty))
 
@@ -108,18 +111,33 @@ def errors(batch_id: BatchId, out: Out = None, as_json: AsJson = False) -> None:
     _fetch(batch_id, "error_file_id", out, as_json)
 
 
-def _check_file(file: Path) -> None:
+@contextmanager
+def _readable(file: Path) -> Iterator[Path]:
+    """The file, checked; what comes through stdin is kept in one for as long as it is needed."""
+    if str(file) != STDIN:
+        _check_file(file, str(file))
+        yield file
+        return
+    with TemporaryDirectory(prefix="allotd-") as directory:
+        spooled = Path(directory) / "stdin.jsonl"
+        with spooled.open("wb") as spool:
+            shutil.copyfileobj(sys.stdin.buffer, spool)
+        _check_file(spooled, "stdin")
+        yield spooled
+
+
+def _check_file(file: Path, name: str) -> None:
     from scheduler.settings import Settings  # noqa: PLC0415 (slow to import)
 
     if not file.exists():
-        raise InvalidRequest(f"There is no file {file}.")
+        raise InvalidRequest(f"There is no file {name}.")
     if not file.is_file():
-        raise InvalidRequest(f"{file} is not a regular file.")
+        raise InvalidRequest(f"{name} is not a regular file.")
     size, most = file.stat().st_size, Settings.from_env().file_bytes_max
     if size == 0:
-        raise InvalidRequest(f"{file} is empty; it should hold one JSON object per line.")
+        raise InvalidRequest(f"{name} is empty; it should hold one JSON object per line.")
     if size > most:
-        raise InvalidRequest(f"{file} has {size:,} bytes; a batch may have {most:,}. Split it.")
+        raise InvalidRequest(f"{name} has {size:,} bytes; a batch may have {most:,}. Split it.")
 
 
 def _dry_run(api: Api, file: Path, max_cost: str | None, strategy: str | None) -> dict[str, Any]:
@@ -209,7 +227,7 @@ def _print_dry_run(dry: Mapping[str, Any], as_json: bool) -> None:
         if bad:
             say("")
             bad_rows = [(line["line"], line["custom_id"], line["message"]) for line in bad[:SHOWN_BAD_LINES]]
-            print_table(("line", "custom_id", "what is wrong"), bad_rows, right="line", empty="")
+            print_table(("line", "custom_id", "what is wrong"), bad_rows, right="line", prose="what is wrong", empty="")
         if dry["lines"] - dry["runnable"] > min(len(bad), SHOWN_BAD_LINES):
             say(f"... and {dry['lines'] - dry['runnable'] - min(len(bad), SHOWN_BAD_LINES)} more lines.")
 
@@ -220,8 +238,10 @@ def _print_batch(batch: Mapping[str, Any]) -> None:
     ours = batch["allotd"]
     rows: list[tuple[str, object]] = [
         ("batch", batch["id"]),
+        ("tenant", ours.get("tenant")),
         ("status", batch["status"]),
         ("created", moment(batch["created_at"])),
+        ("ended", moment(_ended_at(batch))),
         *((name.replace("_", " "), count) for name, count in ours["states"].items() if count),
         ("samples", ours["samples"]),
         ("spent USD", usd(ours["spent_nanousd"])),
@@ -230,17 +250,23 @@ def _print_batch(batch: Mapping[str, Any]) -> None:
         *(("parked by", f"{parked['because']}: {parked['queries']} queries") for parked in ours["parked"]),
         *(("error", error["message"]) for error in ((batch.get("errors") or {}).get("data") or [])[:SHOWN_BAD_LINES]),
     ]
-    print_table(("", " "), rows, empty="")
+    print_table(("", " "), rows, prose=" ", empty="")
 
 
 def _row(batch: Mapping[str, Any]) -> tuple[object, ...]:
     counts, ours = batch["request_counts"] or {}, batch.get("allotd") or {}
     return (
         batch["id"],
+        ours.get("tenant"),
         batch["status"],
-        counts.get("total"),
-        counts.get("completed"),
+        f"{counts.get('completed', 0) + counts.get('failed', 0)}/{counts.get('total', 0)}",
         counts.get("failed"),
         usd(ours.get("spent_nanousd")),
         moment(batch["created_at"]),
+        moment(_ended_at(batch)),
     )
+
+
+def _ended_at(batch: Mapping[str, Any]) -> int | None:
+    ends = (batch.get(f"{end}_at") for end in ("completed", "failed", "expired", "cancelled"))
+    return next((at for at in ends if at is not None), None)

@@ -35,6 +35,7 @@ class Llm:
     is_fake: bool = False
     served_name: str | None = None
     is_eager: bool = False
+    extra: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,7 +102,7 @@ def _model_server(embedded: Embedded, llm: Llm) -> list[Part]:
     if llm.is_fake:
         return [embedded.fake()]
     if llm.name is not None:
-        return [embedded.vllm(llm.name, served_name=llm.served_name, is_eager=llm.is_eager)]
+        return [embedded.vllm(llm.name, served_name=llm.served_name, is_eager=llm.is_eager, extra=llm.extra)]
     served_models(embedded.llm_url)  # says what is wrong with it before anything else is started
     return []
 

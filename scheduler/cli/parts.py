@@ -6,7 +6,7 @@ import fcntl
 import secrets
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.client import HTTPConnection, HTTPException
@@ -102,11 +102,12 @@ class Embedded:
             stop_timeout_s=5.0,
         )
 
-    def vllm(self, llm: str, *, served_name: str | None, is_eager: bool) -> Part:
+    def vllm(self, llm: str, *, served_name: str | None, is_eager: bool, extra: Sequence[str] = ()) -> Part:
         """A vLLM server. It takes as long as it takes: a large model is loaded for minutes."""
         named = ("--served-name", served_name) if served_name else ()
+        eager = ["--eager"] if is_eager else []
         return self._model_server(
-            "vllm", "workers.llm_server", "--llm", llm, *named, *(["--eager"] if is_eager else [])
+            "vllm", "workers.llm_server", "--llm", llm, *named, *eager, *(["--", *extra] if extra else [])
         )
 
     def fake(self) -> Part:

@@ -18,7 +18,7 @@ CONCURRENCY = 16
 
 def record(
     workload: Annotated[
-        Path, typer.Argument(metavar="WORKLOAD.jsonl", help="A batch file whose lines have references.")
+        Path, typer.Argument(metavar="WORKLOAD.jsonl", help="A batch file whose lines have references; - reads stdin.")
     ],
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="Samples of every query.")],
     out: Annotated[Path, typer.Option(metavar="POOL.jsonl.gz", help="The pool; what it holds already is kept.")],
@@ -37,7 +37,7 @@ def record(
     """Sample every query of a workload and judge each sample. Interrupted, the same command goes on."""
     from scheduler.cli.recorder import Recorded, Wanted, record_pool  # noqa: PLC0415 (slow to import)
 
-    if not workload.is_file():
+    if str(workload) != "-" and not workload.is_file():
         raise InvalidRequest(f"There is no file {workload}.")
     wanted = Wanted(
         samples=samples,

@@ -7,6 +7,7 @@ import fcntl
 import gzip
 import json
 import shutil
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,10 +20,11 @@ from rich.progress import Progress
 from scheduler.cli.client import connect, is_local, load_profile
 from scheduler.cli.output import complain, complaints
 from scheduler.errors import Conflict, EngineRejected, InvalidRequest, SchedulerError
-from scheduler.recording import Recording, read_workload, record
+from scheduler.recording import Recording, read_workload, record, refuse_another_recording
 from scheduler.requests import ParsedQuery
 from scheduler.settings import Settings
 
+STDIN = "-"
 CONTEXT_TOKENS = 4096
 """Where a server does not say how long a context may be; vLLM does."""
 TIMEOUT = httpx.Timeout(None, connect=10.0)  # many long samples take as long as they take
@@ -60,15 +62,25 @@ class Recorded:
 def record_pool(workload: Path, out: Path, wanted: Wanted) -> Recorded:
     """Record what the pool does not hold yet. Raises InvalidRequest, Conflict, or EngineError when the server fails."""
     url = (wanted.llm_url or _profile_llm_url() or Settings.from_env().llm_url).rstrip("/")
-    with workload.open("rb") as lines:
+    with _lines_of(workload) as lines:
         queries = read_workload(lines, _llms(url), wanted.model)
     recording = _recording(queries, out, wanted)
     with _opened(out) as journal:
+        journal.refuse_another(queries, recording)
         done = journal.recorded(recording)
         left = [query for query in queries if query.custom_id not in done]
         refused = _record_all(url, left, recording, wanted.concurrency, journal)
         journal.publish()
     return Recorded(queries=len(queries), refused=refused)
+
+
+@contextmanager
+def _lines_of(workload: Path) -> Iterator[IO[bytes]]:
+    if str(workload) == STDIN:
+        yield sys.stdin.buffer
+        return
+    with workload.open("rb") as lines:
+        yield lines
 
 
 def _recording(queries: Sequence[ParsedQuery], out: Path, wanted: Wanted) -> Recording:
@@ -127,9 +139,13 @@ class Journal:
         """The ids that have their samples under this arm already."""
         return {
             line["id"]
-            for line in map(json.loads, self._lines())
+            for line in self._parsed()
             if line["arm"] == recording.arm and len(line["samples"]) >= recording.samples
         }
+
+    def refuse_another(self, queries: Sequence[ParsedQuery], recording: Recording) -> None:
+        """Raises Conflict where what is held of these queries was drawn in another way."""
+        refuse_another_recording(self._parsed(), queries, recording)
 
     def add(self, line: dict[str, Any]) -> None:
         """Keep one line, at once."""
@@ -140,7 +156,7 @@ class Journal:
     def publish(self) -> None:
         """Replace the pool by all lines there are; of two of the same query and arm the one with more samples stays."""
         best: dict[tuple[str, str], tuple[int, int]] = {}
-        for number, line in enumerate(map(json.loads, self._lines())):
+        for number, line in enumerate(self._parsed()):
             name, size = (line["id"], line["arm"]), (len(line["samples"]), number)
             best[name] = max(best.get(name, size), size)
         kept = {number for _, number in best.values()}
@@ -153,6 +169,18 @@ class Journal:
             shutil.copymode(self.out, draft)
         draft.replace(self.out)
         self.partial.truncate(0)
+
+    def _parsed(self) -> Iterator[dict[str, Any]]:
+        for number, raw in enumerate(self._lines(), start=1):
+            try:
+                line = json.loads(raw)
+                line["id"], line["arm"], len(line["samples"])
+            except (ValueError, KeyError, TypeError):
+                raise InvalidRequest(
+                    f"{self.out} is no pool (line {number} has no id, arm and samples); move it away, or choose "
+                    "another --out."
+                ) from None
+            yield line
 
     def _lines(self) -> Iterator[bytes]:
         if self.out.exists():

@@ -36,6 +36,32 @@ def check(url: str) -> list[str]:
         return migrations.check(url)
 
 
+def require(url: str) -> None:
+    """Refuse to work on a database of another revision than this version's. Raises SchemaFailed.
+
+    A server that cannot be reached just now says nothing of its schema; whoever works on it waits for it anyway.
+    """
+    try:
+        with _explained():
+            found = migrations.current(url)
+    except SchemaFailed:
+        if url.startswith("sqlite"):
+            raise
+        return
+    newest = migrations.newest()
+    if found is None:
+        raise SchemaFailed("The database holds no tables yet: run `allotd db upgrade`.")
+    if not migrations.knows(found):
+        raise SchemaFailed(
+            f"The database is at revision {found}, of a newer allotd than this one, which needs {newest}: install that "
+            f"version here, or run `allotd db downgrade {newest}` with it."
+        )
+    if found != newest:
+        raise SchemaFailed(
+            f"The database is at revision {found}, and this version of allotd needs {newest}: run `allotd db upgrade`."
+        )
+
+
 @contextmanager
 def _explained() -> Iterator[None]:
     """Say what is wrong with the database in one sentence."""

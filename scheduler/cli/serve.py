@@ -6,9 +6,12 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from scheduler.settings import Settings
 
 PORT = 8377
 """Free on most hosts: not vLLM's 8000 and not a web developer's 8080."""
@@ -20,25 +23,31 @@ Port = Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on
 def api(host: Host = "127.0.0.1", port: Port = PORT) -> None:
     """Serve the HTTP API, configured by ALLOTD_* variables."""
     from scheduler.api.serve import run_api
-    from scheduler.settings import Settings
 
-    run_api(Settings.from_env(), host, port)
+    run_api(_settings(), host, port)
 
 
 def daemon() -> None:
     """Run the daemon that plans and dispatches. Of several on one database, one leads and the others stand by."""
     from scheduler.daemon import run
     from scheduler.logs import configure_logging
-    from scheduler.settings import Settings
 
-    settings = Settings.from_env()
+    settings = _settings()
     configure_logging(settings)
     run(settings)
 
 
 def worker() -> None:
     """Run a worker that drives queries on the model server."""
+    _settings()  # what is wrong with them is said here, not in the worker's log
+    os.execv(sys.executable, [sys.executable, "-m", "workers"])  # noqa: S606 (nothing here may import the workers)
+
+
+def _settings() -> Settings:
+    """The settings, after a look at whether the database is of this version."""
+    from scheduler.cli import schema
     from scheduler.settings import Settings
 
-    Settings.from_env()  # what is wrong with it is said here, not in the worker's log
-    os.execv(sys.executable, [sys.executable, "-m", "workers"])  # noqa: S606 (nothing here may import the workers)
+    settings = Settings.from_env()
+    schema.require(settings.database_url)
+    return settings

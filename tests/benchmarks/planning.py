@@ -23,13 +23,13 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Attempt, Batch, CapPeriod, QueryRow
 from scheduler import ledger, settlement
+from scheduler.batch_view import batch_object
 from scheduler.budgets import ALLOTTED, allot_window
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.periods import Period, period_bounds
 from scheduler.daemon import Daemon, looking
 from scheduler.dispatch import make_celery
 from scheduler.errors import SchedulerError
-from scheduler.finalization import batch_object
 from scheduler.ledger import Reservation, Settlement, WaveRequest
 from scheduler.logs import configure_logging
 from scheduler.planning import choose_window, draft_plans

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos.storm import storm
+from tests.chaos.storm import draw_faults, storm
 
 
 def main() -> int:
@@ -17,7 +18,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     logs = Path(tempfile.mkdtemp(prefix="allotd-chaos-"))
-    print(f"seed {arguments.seed}, logs in {logs}", flush=True)
+    faults = draw_faults(arguments.seed, arguments.faults)
+    digest = hashlib.sha256(repr(faults).encode()).hexdigest()[:12]
+    is_same = faults == draw_faults(arguments.seed, arguments.faults)
+    print(
+        f"seed {arguments.seed} gives the faults {digest}, drawn again the same: {is_same}; logs in {logs}", flush=True
+    )
     damage = storm(arguments.seed, arguments.faults, logs, say=lambda line: print(line, flush=True))
     print(*damage.lines_of_report(), sep="\n")
     return 0 if damage.is_none else 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import secrets
 import signal
 import threading
 import time
@@ -16,13 +17,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import httpx
 from sqlalchemy import func, select, text, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from models.tables import Attempt, Batch, Cap, PlanRow, QueryRow, SampleRow, Tenant
+from models.tables import Attempt, Batch, Cap, PlanRow, QueryRow, SampleRow, Tenant, Worker
 from scheduler import caps
 from scheduler.audit import discrepancies
 from scheduler.core.periods import Period
@@ -37,6 +39,7 @@ T = TypeVar("T")
 WORKERS = ("worker-1", "worker-2", "worker-3")
 DAEMONS = ("daemon-1", "daemon-2")
 TENANTS = ("rich", "poor", "other")
+ADMIN_KEY = "sk-allotd-storm"
 CAP_NANOUSD = 3_000_000
 """The poor tenant's cap: a third of what its first batch costs, so that lines park and resume all through the storm."""
 
@@ -51,6 +54,15 @@ ENGINE = {
     "hang_rate": 0.005,
     "hang_s": 60.0,
 }
+MISBEHAVIOURS: dict[str, dict[str, float]] = {
+    "slow engine": {"time_scale": 3.0},
+    "hanging engine": {"hang_rate": 0.5},
+    "garbling engine": {"garbage_rate": 0.3},
+    "failing engine": {"fail_rate": 0.3},
+    "refusing engine": {"rate_limit_rate": 0.7},
+    "miscounting engine": {"misreport_rate": 0.3},
+}
+"""How the engine behaves for a while. A frozen one is half open: the kernel takes connections and nobody answers."""
 LINES = 120
 
 
@@ -74,6 +86,7 @@ class Damage:
     overspent_nanousd: int = 0
     lines_lost: int = 0
     bought_twice: int = 0
+    batches_doubled: int = 0
     still_held: int = 0
     attempts_lost: int = 0
     discrepancies: list[str] = field(default_factory=list)
@@ -86,6 +99,7 @@ class Damage:
         yield f"overspend           {self.overspent_nanousd:>6}  nano-dollars over any limit at any instant looked at"
         yield f"lines lost          {self.lines_lost:>6}"
         yield f"samples bought twice{self.bought_twice:>6}"
+        yield f"batches made twice  {self.batches_doubled:>6}"
         yield f"money still held    {self.still_held:>6}  waves"
         yield f"books               {len(self.discrepancies):>6}  sums that do not add up {self.discrepancies[:3]}"
 
@@ -93,7 +107,12 @@ class Damage:
     def is_none(self) -> bool:
         """Whether nothing was lost, overspent or bought twice."""
         return not (
-            self.overspent_nanousd or self.lines_lost or self.bought_twice or self.still_held or self.discrepancies
+            self.overspent_nanousd
+            or self.lines_lost
+            or self.bought_twice
+            or self.batches_doubled
+            or self.still_held
+            or self.discrepancies
         )
 
 
@@ -105,10 +124,12 @@ def draw_faults(seed: int, count: int) -> list[Fault]:
         "freeze worker": 3,
         "kill daemon": 3,
         "freeze daemon": 1,
+        "kill api": 2,
         "kill engine": 2,
         "freeze engine": 1,
         "kill valkey": 2,
         "kill postgres": 2,
+        **dict.fromkeys(MISBEHAVIOURS, 1),
     }
     targets: dict[str, Sequence[str]] = {"worker": WORKERS, "daemon": DAEMONS}
     faults = []
@@ -126,9 +147,19 @@ def draw_faults(seed: int, count: int) -> list[Fault]:
     return faults
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class World:
+    """What a storm rages over."""
+
+    stack: Deployment
+    postgres: PostgresServer
+    api_port: int
+    engine_port: int
+
+
 def storm(seed: int, faults: int, logs: Path, say: Callable[[str], None] = lambda _: None) -> Damage:
     """Run a deployment on PostgreSQL, Valkey and the fake engine through a seed's faults; count the damage."""
-    valkey_port, engine_port = free_port(), free_port()
+    valkey_port, engine_port, api_port = free_port(), free_port(), free_port()
     with (
         postgres_server(survives_crashes=True) as postgres,
         deployment(
@@ -140,31 +171,34 @@ def storm(seed: int, faults: int, logs: Path, say: Callable[[str], None] = lambd
             engine_timeout_s="5",
             in_flight_max="32",
             attempts_max="1000",
+            admin_key=ADMIN_KEY,
         ) as stack,
     ):
         stack.arguments = {
             "valkey": ("--port", str(valkey_port)),
+            "api": ("--port", str(api_port)),
             "engine": ("--port", str(engine_port), "--options", json.dumps(ENGINE | {"seed": seed})),
         }
-        for name in ("valkey", "engine", *WORKERS, *DAEMONS):
+        for name in ("valkey", "engine", "api", *WORKERS, *DAEMONS):
             stack.start(name)
-        return _rage(stack, postgres, draw_faults(seed, faults), say)
+        world = World(stack=stack, postgres=postgres, api_port=api_port, engine_port=engine_port)
+        return _rage(world, draw_faults(seed, faults), say)
 
 
-def _rage(stack: Deployment, postgres: PostgresServer, faults: Sequence[Fault], say: Callable[[str], None]) -> Damage:
-    damage = Damage()
+def _rage(world: World, faults: Sequence[Fault], say: Callable[[str], None]) -> Damage:
+    damage, stack = Damage(), world.stack
     tenants = {name: stack.add_tenant(name) for name in TENANTS}
     _set_cap(stack, tenants["poor"], CAP_NANOUSD)
-    batches = [stack.submit(tenant, sums(LINES, samples_max=6)) for tenant in tenants.values()]
+    batches = [_submit(world, name) for name in TENANTS]
     with _watched(stack, damage):
         for number, fault in enumerate(faults, start=1):
             time.sleep(fault.pause_s)
             say(f"{number:>4}/{len(faults)} {fault.kind} {fault.target}")
-            _inject(stack, postgres, fault)
+            _inject(world, fault)
             damage.faults[fault.kind] += 1
+            _again(lambda: _trust_engines(stack))
             if _open_lines(stack) < LINES:
-                tenant = tenants[TENANTS[number % len(TENANTS)]]
-                batches.append(_again(partial(stack.submit, tenant, sums(LINES, samples_max=6))))
+                batches.append(_submit(world, TENANTS[number % len(TENANTS)]))
             if number % 5 == 0:
                 _again(lambda: _raise_cap(stack, tenants["poor"]))
         _again(lambda: _set_cap(stack, tenants["poor"], 10**12))
@@ -173,12 +207,17 @@ def _rage(stack: Deployment, postgres: PostgresServer, faults: Sequence[Fault], 
     return damage
 
 
-def _inject(stack: Deployment, postgres: PostgresServer, fault: Fault) -> None:
-    verb = fault.kind.split()[0]
+def _inject(world: World, fault: Fault) -> None:
+    stack, verb = world.stack, fault.kind.split()[0]
     if fault.target == "postgres":
-        postgres.kill()
+        world.postgres.kill()
         time.sleep(fault.down_s)
-        _start_again(postgres)
+        _start_again(world.postgres)
+    elif fault.kind in MISBEHAVIOURS:
+        with httpx.Client(base_url=f"http://127.0.0.1:{world.engine_port}", timeout=10) as engine:
+            _asked_again(partial(engine.post, "/faults", json=MISBEHAVIOURS[fault.kind]))
+            time.sleep(1.0 + fault.down_s)
+            _asked_again(partial(engine.post, "/faults", json={}))
     elif verb == "freeze":
         stack.kill(fault.target, signal.SIGSTOP)
         time.sleep(fault.down_s)
@@ -187,6 +226,43 @@ def _inject(stack: Deployment, postgres: PostgresServer, fault: Fault) -> None:
         stack.kill(fault.target, signal.SIGKILL)
         time.sleep(fault.down_s)
         stack.start(fault.target)
+
+
+def _submit(world: World, tenant: str) -> str:
+    """Hand in a batch through the API as a client does that tries again, with a key that makes it one batch."""
+    lines = b"\n".join(json.dumps(line).encode() for line in sums(LINES, samples_max=6))
+    headers = {"authorization": f"Bearer {ADMIN_KEY}", "allotd-tenant": tenant}
+    with httpx.Client(base_url=f"http://127.0.0.1:{world.api_port}", headers=headers, timeout=30) as api:
+        upload = partial(api.post, "/v1/files", files={"file": ("lines.jsonl", lines)}, data={"purpose": "batch"})
+        file = _asked_again(upload)
+        batch = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        once = {"idempotency-key": secrets.token_hex(8)}
+        return str(_asked_again(partial(api.post, "/v1/batches", json=batch, headers=once))["id"])
+
+
+def _asked_again(ask: Callable[[], httpx.Response]) -> dict[str, Any]:
+    """What was answered at last; while a server is away, or says that it cannot just now, it is asked again."""
+    said = ""
+    for _ in range(900):
+        try:
+            reply = ask()
+        except httpx.TransportError as error:
+            said = repr(error)
+            time.sleep(0.1)
+            continue
+        if reply.is_success:
+            found: dict[str, Any] = reply.json() if reply.content else {}
+            return found
+        assert reply.status_code == httpx.codes.SERVICE_UNAVAILABLE, reply.text
+        said = reply.text
+        time.sleep(0.1)
+    raise TimeoutError(f"nobody answered: {said}")
+
+
+def _trust_engines(stack: Deployment) -> None:
+    """What an operator does once the engine is mended."""
+    with stack.sessions.begin() as session:
+        session.execute(update(Worker).values(quarantined_because=None))
 
 
 def _start_again(postgres: PostgresServer) -> None:
@@ -264,6 +340,7 @@ def _count(stack: Deployment, batches: Sequence[str], damage: Damage) -> None:
             )
             or 0
         )
+        damage.batches_doubled = (session.scalar(select(func.count()).select_from(Batch)) or 0) - len(batches)
         damage.still_held = (
             session.scalar(select(func.count()).select_from(Tenant).where(Tenant.held_nanousd != 0)) or 0
         )

@@ -270,6 +270,47 @@ def test_no_more_is_billed_than_was_allowed() -> None:
     generation = ask(Scripted(OK + stream + DONE), n=2, tokens_max=32)
 
     assert generation.usage.completion == sum(sample.tokens for sample in generation.samples) <= 64
+    assert generation.complaint is not None
+
+
+def test_an_honest_server_is_not_complained_of() -> None:
+    assert ask(Scripted(GOOD)).complaint is None
+
+
+def test_a_server_that_ignores_max_tokens_is_cut_off_and_paid_for_what_arrived() -> None:
+    stream = b"".join(event(0, "word ", logprobs=1, tokens=count) for count in range(1, 80))
+
+    generation = ask(Scripted(OK + stream, stays_open=True), tokens_max=32)
+
+    assert generation.interrupted
+    assert generation.usage.completion == sum(sample.tokens for sample in generation.samples) == 33
+    assert generation.complaint == "It made or reported 33 tokens for a sample of at most 32."
+
+
+def test_more_samples_than_were_asked_for_are_complained_of_and_the_first_ones_kept() -> None:
+    generation = ask(Scripted(OK + event(0, "21", tokens=2, finish="stop") + event(1, "22", tokens=2) + DONE))
+
+    assert [sample.text for sample in generation.samples] == ["21"]
+    assert "choice 1" in str(generation.complaint)
+
+
+@pytest.mark.parametrize("count", ["-5", "1" + "0" * 30, '"many"', "1e400", "[4]", 'null, "prompt_tokens": -1'])
+def test_a_usage_that_is_none_is_complained_of_and_the_tokens_are_counted(count: str) -> None:
+    usage = b'data: {"choices": [], "usage": {"completion_tokens": %s}}\n\n' % count.encode()
+
+    generation = ask(Scripted(OK + event(0, "It is 21.", logprobs=4, finish="stop") + usage + DONE))
+
+    assert (generation.usage.completion, generation.interrupted) == (4, False)
+    assert generation.complaint is not None
+
+
+def test_a_prompt_of_more_tokens_than_bytes_is_complained_of_and_not_billed() -> None:
+    usage = b'data: {"choices": [], "usage": {"prompt_tokens": 9000000000000, "completion_tokens": 4}}\n\n'
+
+    generation = ask(Scripted(OK + event(0, "It is 21.", logprobs=4, finish="stop") + usage + DONE))
+
+    assert generation.usage.prompt < 100
+    assert "prompt" in str(generation.complaint)
 
 
 def test_reasoning_and_tool_calls_are_put_together() -> None:

@@ -62,7 +62,7 @@ def shown(report: SpendReport) -> list[object]:
             dict(group.outcomes),
             (group.labelled, group.correct, group.samples, group.prompt_tokens, group.cached_tokens),
             (group.completion_tokens, group.reasoning_tokens, group.discarded_tokens),
-            (group.cost_nanousd, group.ended_cost_nanousd, group.uniform_cost_nanousd),
+            (group.cost_nanousd, group.own_cost_nanousd, group.uniform_cost_nanousd),
             (group.latency_p50_s, group.latency_p95_s, group.prompt_estimate_error),
         )
         for group in (*report.groups, report.total)

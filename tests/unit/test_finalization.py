@@ -15,7 +15,8 @@ from sqlalchemy import event, update
 from sqlalchemy.orm import Session
 
 from models.tables import Batch, File, PlanRow, QueryRow, SampleRow, Tenant
-from scheduler.finalization import PAGE, batch_object, batch_objects, error_line, finalize, output_chunks, response_body
+from scheduler.batch_view import batch_object, batch_objects
+from scheduler.finalization import PAGE, error_line, finalize, output_chunks, response_body
 from scheduler.states import QUERY_FINAL, QUERY_OPEN, BatchState, QueryState
 from tests.factories import NOW, add_batch, add_query, add_tenant, new_sessions
 from tests.unit.answering import PROMPT_TOKENS, TOKENS, answer, wave_nanousd

@@ -16,10 +16,12 @@ from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from models.tables import Batch, File, PriceRow, QueryRow, Tenant
+from scheduler.batch_view import batch_object
+from scheduler.dry_runs import dry_run
 from scheduler.errors import Conflict, InvalidRequest, ModelUnpriced, NotFound, TooLarge
 from scheduler.files import delete_file, store_upload
-from scheduler.finalization import batch_object, finalize
-from scheduler.intake import advance_intake, create_batch, create_interactive, dry_run
+from scheduler.finalization import finalize
+from scheduler.intake import advance_intake, create_batch, create_interactive
 from scheduler.recovery import call_off
 from scheduler.requests import ENDPOINT
 from scheduler.settings import Settings

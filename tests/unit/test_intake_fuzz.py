@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -20,8 +22,12 @@ from scheduler.intake import advance_intake, create_batch, create_interactive
 from scheduler.requests import ENDPOINT, Defaults, KnownLlm, Limits, Options, ParsedQuery, Rejection, parse_line
 from scheduler.settings import Settings
 from scheduler.states import QueryState
+from tests import mutations
 from tests.factories import MODEL, NOW, add_tenant, new_sessions
 
+FUZZ_FILES = int(os.environ.get("FUZZ_FILES", "1200"))
+FUZZ_SEED = int(os.environ.get("FUZZ_SEED", "1"))
+SETTINGS = Settings()
 LIMITS = Limits(llms={MODEL: KnownLlm(context_tokens=4096, tokenizer_path=None, is_priced=True)})
 GOOD: dict[str, Any] = {
     "custom_id": "a",
@@ -130,7 +136,7 @@ def test_every_line_of_a_mutated_file_is_accounted_for(
         file = store_upload(session, TENANT, "a", "batch", [content], bytes_max=10**7, now=NOW)
         batch = create_batch(session, TENANT, input_file_id=file.id, endpoint=ENDPOINT, now=NOW)
 
-        while not advance_intake(session, batch.id, Settings(), NOW, step):
+        while not advance_intake(session, batch.id, SETTINGS, NOW, step):
             pass
 
         rows = session.scalars(select(QueryRow).where(QueryRow.batch_id == batch.id).order_by(QueryRow.line)).all()
@@ -154,3 +160,22 @@ def test_an_interactive_body_is_queued_or_raises_an_error_of_ours(sessions: sess
 
         assert state == QueryState.QUEUED
         assert status < 500
+
+
+def test_every_line_of_thousands_of_broken_files_is_accounted_for(
+    sessions: sessionmaker[Session], capsys: pytest.CaptureFixture[str]
+) -> None:
+    total, kinds = Counter[str](), Counter[str]()
+
+    for name, content in mutations.files(seed=FUZZ_SEED, count=FUZZ_FILES):
+        try:
+            total += mutations.account(sessions, TENANT, content)
+        except Exception as error:
+            raise AssertionError(f"{name}: {content!r}") from error
+        kinds.update(name.split("+"))
+
+    with capsys.disabled():
+        print(f"\n{FUZZ_FILES} broken files on SQLite, seed {FUZZ_SEED}: {mutations.summary(total)}")
+    assert total["lines"] == sum(total[end] for end in mutations.ENDS)
+    assert set(kinds) == set(mutations.MUTATIONS)
+    assert min(total[end] for end in mutations.ENDS) > 0

@@ -14,7 +14,8 @@ from scheduler import ledger
 from scheduler.caps import set_cap
 from scheduler.core.periods import Period
 from scheduler.ledger import WaveRequest
-from scheduler.reports import By, Scope, SpendGroup, SpendReport, spend_report
+from scheduler.reports import By, Scope, SpendReport, spend_report
+from scheduler.spend_groups import SpendGroup
 from scheduler.states import QueryState
 from tests.factories import MODEL, NOW, add_batch, add_query, add_tenant, fund, new_sessions
 from tests.unit.answering import PROMPT_TOKENS, TOKENS, answer, wave_nanousd
@@ -118,6 +119,22 @@ def test_the_saving_is_against_the_batchs_largest_sample_budget_for_every_query(
     uniform = wave_nanousd(1) * 8 + wave_nanousd(2) * 8 // 2  # 8 samples are planned (tests.factories.fund)
     assert total.uniform_cost_nanousd == uniform
     assert total.saving_ratio == uniform / (wave_nanousd(1) + wave_nanousd(2))
+
+
+def test_only_queries_with_an_outcome_of_their_own_count_for_samples_per_query_and_saving(
+    session: Session, batch: Batch
+) -> None:
+    answer(session, batch, "21", "21")
+    before = report(session).total
+    answer(session, batch, "no", "no", "no", state=QueryState.FAILED)
+    answer(session, batch, "21", "21", "21").state = QueryState.CANCELLED
+    add_query(session, batch, state=QueryState.EXPIRED, finished_at=NOW)
+    session.flush()
+
+    after = report(session).total
+
+    assert (after.samples, after.samples_per_query) == (8, before.samples_per_query)
+    assert (after.uniform_cost_nanousd, after.saving_ratio) == (before.uniform_cost_nanousd, before.saving_ratio)
 
 
 def test_a_batchs_largest_budget_does_not_reach_another_batch(session: Session, tenant: Tenant) -> None:

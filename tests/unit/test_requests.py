@@ -108,8 +108,8 @@ def test_bytes_that_are_no_request_are_refused_with_what_they_are(raw: bytes, co
         ({"body": {"stream": True}}, "stream_unsupported", "body.stream", "answers are not streamed"),
         ({"body": {"n": 2}}, "n_unsupported", "body.n", "set body.allotd.samples_max"),
         ({"body": {"n": 0}}, "n_unsupported", "body.n", "n is 0"),
-        ({"body": {"logprobs": True}}, "logprobs_unsupported", "body.logprobs", "answers carry no log"),
-        ({"body": {"top_logprobs": 5}}, "logprobs_unsupported", "body.top_logprobs", "answers carry no log"),
+        ({"body": {"logprobs": True}}, "logprobs_unsupported", "body.logprobs", "answers carry none"),
+        ({"body": {"top_logprobs": 5}}, "logprobs_unsupported", "body.top_logprobs", "answers carry none"),
         (
             {"body": {"model": "gpt"}},
             "model_not_found",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from fractions import Fraction
+from multiprocessing import get_context
 
 import pytest
 from hypothesis import given, settings
@@ -238,3 +240,83 @@ def test_a_verifier_that_could_judge_nothing_is_refused_with_its_reason(
 
 def test_what_a_schema_only_quotes_is_no_reference() -> None:
     check_spec(Verdict.JSON_SCHEMA, json.dumps({"const": {"$ref": "http://example.com/schema.json"}}))
+
+
+def math(text: str, reference: str) -> bool:
+    return judge(text, VerifierSpec(kind=Verdict.MATH, reference=reference))
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        (r"\boxed{\frac{1}{2}}", "0.5"),
+        (r"\boxed{50\%}", "50%"),
+        (r"\boxed{1{,}234}", "1,234"),
+        (r"\boxed{5\text{ cm}}", "5"),
+        (r"\boxed{5\ \mathrm{cm}}", "5 cm"),
+        (r"\boxed{3\text{ m}^2}", r"3 \text{ m}^{2}"),
+        (r"\boxed{1\frac{1}{2}}", r"\frac{3}{2}"),
+        (r"\boxed{2\sqrt{2}}", r"\sqrt{8}"),
+        (r"\boxed{x^2+2x+1}", "(x+1)^2"),
+        (r"so x = 5. $\boxed{x=5}$", "5"),
+    ],
+)
+def test_math_accepts_the_right_answer_however_it_is_written(text: str, reference: str) -> None:
+    assert math(text, reference)
+
+
+@pytest.mark.parametrize(
+    ("text", "reference"),
+    [
+        (r"\boxed{5\text{ cm}}", "5 km"),
+        (r"\boxed{5\text{ m}^2}", r"5\text{ m}^3"),
+        (r"\boxed{1,234}", "234"),
+        (r"\boxed{50\%}", "51%"),
+        (r"\boxed{0.1000001}", "0.1"),
+        (r"\boxed{0.3333}", "1/3"),
+        (r"\boxed{3.14}", r"\pi"),
+        (r"\boxed{(1,2)}", "(2,1)"),
+        (r"\boxed{5,6}", "5"),
+        (r"\boxed{1}\boxed{2}", "1"),
+        (r"\boxed{1\frac{1}{2}}", "11/2"),
+        ("no idea", "0"),
+    ],
+)
+def test_math_refuses_a_wrong_answer_however_near(text: str, reference: str) -> None:
+    assert not math(text, reference)
+
+
+WRITTEN = (
+    r"\boxed{{{p}/{q}}}",
+    r"\boxed{{\frac{{{p}}}{{{q}}}}}",
+    r"The answer is ${p}/{q}$.",
+    "so\n#### {p}/{q}",
+)
+FRACTIONS = st.fractions(min_value=-(10**6), max_value=10**6, max_denominator=1000)
+
+
+@settings(max_examples=50)
+@given(said=FRACTIONS, right=FRACTIONS, nudge=st.booleans(), written=st.sampled_from(WRITTEN))
+def test_math_accepts_a_number_if_and_only_if_it_is_the_reference(
+    said: Fraction, right: Fraction, nudge: bool, written: str
+) -> None:
+    said = right + Fraction(1, 10**9) if nudge else said
+
+    verdicts = [
+        math(written.format(p=each.numerator, q=each.denominator), f"{right.numerator}/{right.denominator}")
+        for each in (said, right)
+    ]
+
+    assert verdicts == [said == right, True]
+
+
+def test_math_judges_the_same_in_threads_and_in_another_process() -> None:
+    cases = [(rf"\boxed{{\sqrt{{{n * n * 2}}}}}", rf"{n + n % 2}\sqrt{{2}}") for n in range(1, 9)]
+    texts, references = zip(*cases, strict=True)
+
+    with ThreadPoolExecutor(8) as threads, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as processes:
+        in_threads = list(threads.map(math, texts, references))
+        elsewhere = processes.submit(math, *cases[1]).result()
+
+    assert in_threads == [n % 2 == 0 for n in range(1, 9)]
+    assert elsewhere

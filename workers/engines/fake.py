@@ -36,6 +36,9 @@ class Fault(StrEnum):
     HANG = "hang"
     GARBAGE = "garbage"
     OVERRUN = "overrun"
+    RATE_LIMIT = "rate_limit"
+    FAIL = "fail"
+    MISREPORT = "misreport"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,6 +72,9 @@ class FakeOptions:
     hang_s: float = 3600.0
     garbage_rate: float = 0.0
     overrun_rate: float = 0.0
+    rate_limit_rate: float = 0.0
+    fail_rate: float = 0.0
+    misreport_rate: float = 0.0
 
     @classmethod
     def from_json(cls, text: str | None) -> Self:
@@ -84,7 +90,7 @@ class FakeOptions:
     @property
     def fault_rates(self) -> tuple[float, ...]:
         """The rates in the order of `Fault`."""
-        return (self.unavailable_rate, self.break_rate, self.hang_rate, self.garbage_rate, self.overrun_rate)
+        return tuple(getattr(self, f"{fault}_rate") for fault in Fault)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,8 +123,10 @@ class FakeEngine:
     async def generate(self, request: GenerationRequest, abort: Abort, progress: Progress | None = None) -> Generation:
         """Generate one wave; see `scheduler.engine.Engine`."""
         fault = self.next_fault(request.request_id)
-        if fault is Fault.UNAVAILABLE:
+        if fault in {Fault.UNAVAILABLE, Fault.RATE_LIMIT}:
             raise EngineUnavailable(request_id=request.request_id)
+        if fault is Fault.FAIL:
+            raise EngineError("The model server failed.", request_id=request.request_id)
         if fault is Fault.GARBAGE:
             raise EngineError("The model server sent what is no HTTP answer.", request_id=request.request_id)
         if fault is Fault.HANG:
@@ -197,6 +205,7 @@ def finished(
         samples=said,
         usage=Usage(prompt=prompt_tokens(request.messages) if told else 0, completion=completion),
         interrupted=not is_whole,
+        complaint="It reported a usage that is none." if fault is Fault.MISREPORT else None,
     )
 
 

@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import contextlib
 import time
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -62,6 +63,7 @@ def make_app(options: FakeOptions) -> web.Application:
             web.get("/v1/models", server.models),
             web.post("/v1/chat/completions", server.chat_completions),
             web.post("/tokenize", server.tokenize),
+            web.post("/faults", server.faults),
         ]
     )
     return app
@@ -71,6 +73,7 @@ class _FakeServer:
     """The routes."""
 
     def __init__(self, options: FakeOptions) -> None:
+        self._told = options
         self._options = options
         self._engine = FakeEngine(options)
         self._running = 0
@@ -99,6 +102,12 @@ class _FakeServer:
             {"count": count, "max_model_len": self._options.context_tokens, "tokens": list(range(count))}
         )
 
+    async def faults(self, http: web.Request) -> web.Response:
+        """Behave from now on as at the start, but for the options given."""
+        self._options = replace(self._told, **await http.json())
+        self._engine.options = self._options
+        return web.Response()
+
     async def chat_completions(self, http: web.Request) -> web.StreamResponse:
         """Answer as the engine would; faults happen to the connection itself."""
         self._running += 1
@@ -125,6 +134,10 @@ class _FakeServer:
     ) -> web.StreamResponse:
         if fault is Fault.UNAVAILABLE:
             return _refused(503, "The fake server is told to be overloaded.")
+        if fault is Fault.RATE_LIMIT:
+            return _refused(429, "The fake server is told to have a rate limit.")
+        if fault is Fault.FAIL:
+            return _refused(500, "The fake server is told to fail.")
         if fault is Fault.HANG:
             await sleep_or_abort(self._options.hang_s, asyncio.Event())
         if fault is Fault.GARBAGE and http.transport is not None:
@@ -188,7 +201,7 @@ class _Chunks:
         self._prompt = prompt_tokens(request.messages)
         self._has_usage = options.include_usage
         self._has_running_usage = options.include_usage and options.continuous_usage_stats
-        self._is_overrun = fault is Fault.OVERRUN
+        self._fault = fault
         self._head = {
             "id": f"chatcmpl-{request.request_id}",
             "object": "chat.completion.chunk",
@@ -213,7 +226,7 @@ class _Chunks:
         events = b""
         if self._has_usage:
             completion = sum(len(sample.words) for sample in self._samples)
-            usage = _usage(self._prompt, overrun(self._request) if self._is_overrun else completion)
+            usage = _usage(self._prompt, _reported(completion, self._request, self._fault))
             events = _event({**self._head, "choices": [], "usage": usage})
         return events + b"data: [DONE]\n\n"
 
@@ -259,8 +272,15 @@ def _whole(request: GenerationRequest, samples: tuple[FakeSample, ...], fault: F
             }
             for index, sample in enumerate(samples)
         ],
-        "usage": _usage(prompt_tokens(request.messages), overrun(request) if fault is Fault.OVERRUN else completion),
+        "usage": _usage(prompt_tokens(request.messages), _reported(completion, request, fault)),
     }
+
+
+def _reported(completion: int, request: GenerationRequest, fault: Fault | None) -> int:
+    """The completion tokens as the server's meter says them."""
+    if fault is Fault.OVERRUN:
+        return overrun(request)
+    return -1 if fault is Fault.MISREPORT else completion
 
 
 def _logprobs(sample: FakeSample, told: int, said: int) -> dict[str, Any]:

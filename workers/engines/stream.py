@@ -124,10 +124,10 @@ class _Partial:
         return self.logprob_count or max(self.chunks, ceil(self.bytes_seen / BYTES_PER_TOKEN))
 
     def credible_tokens(self, allowed: int) -> int:
-        """The choice's tokens to be paid for: beyond what was allowed only as many as were seen to arrive."""
-        return min(
-            self.tokens, max(allowed, self.logprob_count if self.reported_tokens is None else self.counted_tokens)
-        )
+        """The choice's tokens to be paid for: a report of more than was allowed counts only as far as it arrived."""
+        if self.reported_tokens is None:
+            return min(self.counted_tokens, max(allowed, self.logprob_count))
+        return self.reported_tokens if self.reported_tokens <= allowed else min(self.tokens, self.counted_tokens)
 
     def add(self, choice: _Choice) -> None:
         if choice.delta is not None:
@@ -311,9 +311,10 @@ class ChatStream:
         counts = [choice.credible_tokens(allowed) for choice in self._choices]
         total = self._total.completion_tokens if self._total is not None else None
         if total is not None and total != sum(counts):
-            total = min(total, max(allowed * len(counts), sum(choice.counted_tokens for choice in self._choices)))
-            counts = apportion(total, [choice.counted_tokens for choice in self._choices])
-            counts = [min(n, max(allowed, c.counted_tokens)) for n, c in zip(counts, self._choices, strict=True)]
+            seen = [choice.counted_tokens for choice in self._choices]
+            if total > allowed * len(counts):
+                total = min(total, sum(seen))
+            counts = [min(n, max(allowed, m)) for n, m in zip(apportion(total, seen), seen, strict=True)]
         return counts, [min(*pair) for pair in zip(self._reasoning_counts(), counts, strict=True)]
 
     def _reasoning_counts(self) -> list[int]:

@@ -10,7 +10,7 @@ from typing import Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.beliefs import Beliefs, Posterior
+from scheduler.core.beliefs import Beliefs, Floats, Posterior
 from scheduler.core.evidence import Ints, Seen
 
 Number = TypeVar("Number", bound=np.generic)
@@ -35,16 +35,30 @@ class Rule(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class History:
+    """T queries of the past: what was believed of them then, and what n samples of them reached and took.
+
+    `right` (T, N + 1) is the chance that n samples give the right answer, `tokens` (T, N + 1) what n samples take,
+    in verifier mode up to the first accepted one.
+    """
+
+    beliefs: Beliefs
+    right: Floats
+    tokens: Floats
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Workload:
     """What is known of Q queries before anything is spent.
 
-    `samples_max` (Q,) is the most samples each may have.
+    `samples_max` (Q,) is the most samples each may have. `history` is what earlier queries showed, where there is any.
     """
 
     mode: Mode
     beliefs: Beliefs
     posterior: Posterior
     samples_max: Ints
+    history: History | None = None
 
     def __len__(self) -> int:
         return len(self.beliefs)
@@ -77,6 +91,11 @@ class Policy(Protocol):
 
 
 BOTH = frozenset(Mode)
+
+
+def in_tokens(budgets: Sequence[float], beliefs: Beliefs) -> list[float]:
+    """Budgets in samples per query as tokens of the whole workload."""
+    return [float(budget) * float(beliefs.tokens_mean.sum()) for budget in budgets]
 
 
 def rows_like(values: NDArray[Number], seen: Seen) -> NDArray[Number]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def test_a_completed_batch_ends_the_wait_with_code_0_and_its_counts(priced: Serv
 
     waited = allotd("batch", "status", batch, "--wait")
 
-    assert waited.code == 0
+    assert waited.code == 4
     assert "completed: 4 answered · 0 running · 0 queued · 1 failed · 0.00 USD" in waited.out
     assert f"Batch {batch} is completed:" in waited.out
 
@@ -186,6 +187,36 @@ def test_a_file_without_a_good_line_fails_the_batch_and_says_why(
     assert waited.code == 1
     assert "is failed" in waited.out
     assert "Line 1" in waited.out
+
+
+def test_a_dash_reads_the_lines_from_stdin_and_lists_the_bad_ones(
+    priced: Server, allotd: Allotd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.TextIOWrapper(io.BytesIO(b'{"custom_id": "broken-1", "method"\n[]\n'))
+    monkeypatch.setattr("sys.stdin", stdin)
+
+    dry = allotd("batch", "submit", "-", "--tenant", "acme", "--dry-run")
+
+    assert dry.code == 0
+    assert "2 lines, 0 of them can run." in dry.out
+    assert "broken-1" in dry.out
+    assert "Line 2 is a list, not an object" in dry.out
+
+
+def test_an_empty_stdin_is_refused(priced: Server, allotd: Allotd, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO()))
+
+    refused = allotd("batch", "submit", "-", "--tenant", "acme")
+
+    assert (refused.code, refused.err) == (2, "allotd: stdin is empty; it should hold one JSON object per line.\n")
+
+
+def test_a_batch_is_listed_with_its_tenant_progress_and_times(priced: Server, allotd: Allotd, batch: str) -> None:
+    listed = allotd("batch", "list").out.splitlines()
+
+    assert listed[0].split("  ")[0] == "id"
+    assert [word for word in ("tenant", "status", "done", "created", "ended") if word not in listed[0]] == []
+    assert listed[1].split()[:4] == [batch, "acme", "in_progress", "1/5"]
 
 
 def test_lines_stopped_by_a_cap_end_the_wait_with_code_3_and_the_command_that_raises_it(

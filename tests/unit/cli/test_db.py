@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,23 @@ def test_a_database_that_cannot_be_reached_is_one_line(
     assert done.code == 1
     assert done.err.startswith("allotd: The database refused: ")
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", ["api", "daemon", "worker"])
+def test_no_part_works_on_a_database_of_another_revision(url: str, allotd: Allotd, part: str) -> None:
+    newest = migrations.newest()
+
+    empty = allotd(part)
+    migrations.upgrade(url, "0001")
+    older = allotd(part)
+    with sqlite3.connect(url.removeprefix("sqlite:///")) as database:
+        database.execute("UPDATE alembic_version SET version_num = '9999'")
+    database.close()
+    newer = allotd(part)
+
+    assert [done.code for done in (empty, older, newer)] == [1, 1, 1]
+    assert empty.err == "allotd: The database holds no tables yet: run `allotd db upgrade`.\n"
+    assert older.err.startswith(f"allotd: The database is at revision 0001, and this version of allotd needs {newest}:")
+    assert older.err.endswith(": run `allotd db upgrade`.\n")
+    assert f"`allotd db downgrade {newest}`" in newer.err
+    assert newer.err.count("\n") == 1

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy import select
 
+from models.tables import CapPeriod, WebhookRow, Worker
+from scheduler.engines import Distrust, quarantine_all
+from scheduler.thresholds import Refusal, note_refusals
+from scheduler.wiring import utc_now
 from tests.unit.cli.conftest import MODEL, Allotd, Server
 
 
@@ -133,10 +138,86 @@ def test_names_that_look_like_markup_are_shown_as_they_are(priced: Server, allot
     assert "[red]model[/red]" in allotd("price", "list").out
 
 
-@pytest.mark.parametrize("noun", ["tenant", "cap", "price", "batch"])
+@pytest.mark.parametrize("noun", ["tenant", "cap", "price", "batch", "webhook", "alert", "engine"])
 def test_an_empty_list_says_what_to_do_or_is_an_empty_array(server: Server, allotd: Allotd, noun: str) -> None:
     listed = allotd(noun, "list")
 
     assert listed.code == 0
     assert "allotd" in listed.out
     assert allotd(noun, "list", "--json").json == []
+
+
+def test_a_soft_limit_stays_when_the_amount_changes_and_goes_when_asked(priced: Server, allotd: Allotd) -> None:
+    allotd("cap", "set", "acme", "5", "--per", "day", "--soft", "0.8")
+
+    kept = allotd("cap", "set", "acme", "6", "--per", "day")
+    removed = allotd("cap", "set", "acme", "6", "--per", "day", "--no-soft", "--json").json
+    both = allotd("cap", "set", "acme", "6", "--per", "day", "--soft", "0.5", "--no-soft")
+
+    assert "80% not crossed" in kept.out
+    assert removed["soft"] is None
+    assert (both.code, both.err.count("\n")) == (2, 1)
+
+
+def test_a_cap_shows_when_it_turns_on_its_tenants_clock_and_what_it_left_when_it_first_refused(
+    priced: Server, allotd: Allotd
+) -> None:
+    allotd("tenant", "create", "tokyo", "--timezone", "Asia/Tokyo")
+    made = allotd("cap", "set", "tokyo", "5", "--per", "day", "--json").json
+    with priced.sessions.begin() as session:
+        period = session.scalars(select(CapPeriod).where(CapPeriod.cap_id == made["id"])).one()
+        refusal = Refusal(cap_period_id=period.id, left_nanousd=1234, need_nanousd=5000)
+        note_refusals(session, [refusal], utc_now())
+
+    listed = allotd("cap", "list", "tokyo").out
+
+    assert "00:00 Asia/Tokyo" in listed
+    assert "0.000001234 unspent" in listed
+    assert "cap_reached" in allotd("alert", "list").out
+
+
+def test_a_webhook_is_added_with_its_secret_listed_without_and_removed(server: Server, allotd: Allotd) -> None:
+    added = allotd("webhook", "add", "https://8.8.8.8/hook", "--kind", "cap_soft")
+
+    listed = allotd("webhook", "list")
+    [webhook] = allotd("webhook", "list", "--json").json
+    removed = allotd("webhook", "remove", webhook["id"])
+
+    assert "whsec_" in added.out
+    assert "cap_soft" in listed.out
+    assert "whsec_" not in listed.out
+    assert removed.code == 0
+
+
+def test_a_webhook_to_this_machine_is_refused_in_one_line(server: Server, allotd: Allotd) -> None:
+    refused = allotd("webhook", "add", "http://127.0.0.1:8000/")
+
+    assert (refused.code, refused.err.count("\n")) == (1, 1)
+    assert "ALLOTD_WEBHOOKS_PRIVATE" in refused.err
+
+
+def test_a_test_message_that_does_not_arrive_is_a_failure_that_says_why(server: Server, allotd: Allotd) -> None:
+    with server.sessions.begin() as session:
+        session.add(WebhookRow(id="webhook_1", url="http://127.0.0.1:1/", secret="whsec_AAAA", created_at=utc_now()))
+
+    failed = allotd("webhook", "test", "webhook_1")
+
+    assert failed.code == 1
+    assert "no public address" in failed.err
+
+
+def test_a_quarantined_engine_is_listed_and_released(server: Server, allotd: Allotd) -> None:
+    with server.sessions.begin() as session:
+        now = utc_now()
+        session.add(Worker(id="w-1", capacity=4, started_at=now, heartbeat_at=now, engine="http://gpu:8000/v1"))
+        session.flush()
+        quarantine_all(session, [Distrust(worker_id="w-1", because="It made too many tokens.")], now)
+
+    listed = allotd("engine", "list").out
+    released = allotd("engine", "release", "w-1")
+
+    assert "quarantined" in listed
+    assert "It made too many tokens." in listed
+    assert "http://gpu:8000/v1" in listed
+    assert released.out == "The engine of worker w-1 gets work again.\n"
+    assert allotd("engine", "list", "--json").json[0]["state"] == "working"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import gzip
+import io
 import json
 import subprocess
 import sys
@@ -143,6 +144,48 @@ def test_lines_that_cannot_be_judged_or_recorded_are_named_before_anything_is_as
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (["--temperature", "0.9"], "with the temperature 0.7, and 0.9 is asked for now"),
+        (["--tokens-max", "100"], "with the max_tokens"),
+        (["--model", "other", "--arm", "fake"], "with the model 'fake', and 'other' is asked for now"),
+    ],
+)
+def test_a_pool_is_not_resumed_with_other_settings(
+    allotd: Allotd, llm_url: str, workload: Path, out: Path, change: list[str], words: str
+) -> None:
+    lines = sums(2)
+    for line in lines:
+        line["body"].pop("temperature", None)
+        line["body"].pop("max_tokens", None)
+    workload.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    allotd("record", workload, "--samples", "2", "--out", out, "--llm-url", llm_url)
+    before = pool(out)
+
+    done = allotd("record", workload, "--samples", "3", "--out", out, "--llm-url", llm_url, *change)
+
+    assert done.code == 1
+    assert words in done.err
+    assert pool(out) == before
+
+
+def test_a_pool_is_not_resumed_with_another_workload_of_the_same_ids(
+    allotd: Allotd, llm_url: str, workload: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = sums(2)
+    allotd("record", workload, "--samples", "2", "--out", out, "--llm-url", llm_url)
+    lines[1]["body"]["messages"][-1]["content"] = "What is 1 + 1?"
+    other = "".join(json.dumps(line) + "\n" for line in lines).encode()
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(other)))
+
+    done = allotd("record", "-", "--samples", "2", "--out", out, "--llm-url", llm_url)
+
+    assert done.code == 1
+    assert "'sum-1' under the arm 'fake' with the question " in done.err
+    assert "'What is 1 + 1?' is asked for now" in done.err
+
+
 def test_two_recorders_of_one_pool_are_one_too_many(allotd: Allotd, llm_url: str, workload: Path, out: Path) -> None:
     with out.with_name(f"{out.name}.partial").open("w") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -161,6 +204,20 @@ def test_a_file_that_is_no_pool_is_left_alone(allotd: Allotd, llm_url: str, work
     assert done.code == 2
     assert "is no pool" in done.err
     assert out.read_text() == "my thesis"
+
+
+@pytest.mark.parametrize("content", ["my thesis\n", "[]\n", '{"id": "a"}\n'])
+def test_plain_lines_that_are_no_pool_are_left_alone(
+    allotd: Allotd, llm_url: str, workload: Path, tmp_path: Path, content: str
+) -> None:
+    out = tmp_path / "pool.jsonl"
+    out.write_text(content)
+
+    done = allotd("record", workload, "--samples", "2", "--out", out, "--llm-url", llm_url)
+
+    assert done.code == 2
+    assert "is no pool (line 1" in done.err
+    assert out.read_text() == content
 
 
 def test_no_model_server_is_one_line(allotd: Allotd, workload: Path, out: Path) -> None:

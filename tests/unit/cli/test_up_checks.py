@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.cli.parts import Address
+from scheduler.cli.client import Profile, store_profile
+from scheduler.cli.parts import Address, Embedded
 from scheduler.cli.up import default_data_dir
+from scheduler.supervision import only_one
 from tests.services import free_port
 from tests.unit.cli.conftest import Allotd
 
@@ -83,3 +85,49 @@ def test_a_model_server_that_is_not_there_is_named_and_nothing_is_left(tmp_path:
     assert done.returncode == 2
     assert done.stderr.startswith(f"allotd: The model server at {url} does not list its models")
     assert done.stderr.count("\n") == 1
+
+
+def test_arguments_after_two_dashes_go_to_vllm(tmp_path: Path) -> None:
+    embedded = Embedded(
+        directory=tmp_path, address=Address(host="127.0.0.1", port=1), admin_key="k", llm_url="http://127.0.0.1:2/v1"
+    )
+
+    command = embedded.vllm("m", served_name=None, is_eager=False, extra=("--max-model-len", "2048")).command
+
+    assert command[-3:] == ("--", "--max-model-len", "2048")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["Qwen/Qwen2.5-0.5B-Instruct"], "a model is named by --llm"),
+        (["--fake", "--", "--max-model-len", "9"], "Arguments after -- are for the vLLM that --llm starts"),
+        (["--llm", "x", "--", "--port=9"], "--port is set by allotd"),
+        (["--llm", "x", "--", "--served_model_name", "y"], "Use --served-name."),
+    ],
+)
+def test_arguments_that_cannot_go_to_vllm_are_refused(allotd: Allotd, arguments: list[str], words: str) -> None:
+    done = allotd("up", *arguments)
+
+    assert done.code == 2
+    assert words in done.err
+
+
+def test_a_second_up_on_the_same_data_is_refused_in_one_line(allotd: Allotd, tmp_path: Path) -> None:
+    with only_one(tmp_path, lambda _: None):
+        done = allotd("up", "--fake", "--port", "0", "--data-dir", str(tmp_path))
+
+    assert done.code == 1
+    assert done.err.startswith(f"allotd: allotd is already running on {tmp_path} (process ")
+    assert done.err.count("\n") == 1
+
+
+def test_the_profile_is_for_its_owners_eyes_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a" / "profile.json"
+    monkeypatch.setenv("ALLOTD_PROFILE", str(path))
+    path.parent.mkdir()
+    path.touch(mode=0o644)
+
+    store_profile(Profile(url="http://127.0.0.1:1", key="k"))
+
+    assert path.stat().st_mode & 0o777 == 0o600

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from rich.text import Text
 
-from scheduler.cli import waiting
+from scheduler.cli import progress, waiting
 from scheduler.cli.client import Api, Refused, Unreachable
 
 
@@ -42,6 +42,26 @@ def test_a_server_that_is_restarted_is_waited_for(capsys: pytest.CaptureFixture[
 
     assert ending.exit_code == 0
     assert capsys.readouterr().err.count("No allotd answers. Trying on for 120 s; the batch itself is safe.") == 1
+
+
+@pytest.mark.parametrize(
+    ("last", "code"),
+    [
+        (("completed", {"answered": 2}), 0),
+        (("completed", {"answered": 2, "failed": 1}), 4),
+        (("completed", {"answered": 2, "failed": 1, "budget_stopped": 1}), 3),
+        (("cancelled", {"answered": 2, "budget_stopped": 1}), 1),
+        (("failed", {"failed": 1}), 1),
+        (("expired", {"answered": 2, "expired": 1}), 1),
+    ],
+)
+def test_the_exit_code_tells_how_the_batch_ended(last: tuple[str, dict[str, int]], code: int) -> None:
+    status, states = last
+
+    ending = wait(batch(status, **states))
+
+    assert ending.exit_code == code
+    assert ("allotd batch submit FILE --max-cost USD" in waiting.final_words(ending)) is ("budget_stopped" in states)
 
 
 def test_a_refusal_ends_the_wait_at_once() -> None:
@@ -82,7 +102,7 @@ def test_without_a_terminal_an_unchanged_batch_is_told_once(capsys: pytest.Captu
 
 def test_on_a_terminal_a_bar_shows_how_many_lines_are_done(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
-    monkeypatch.setattr(waiting, "console", lambda: Console(file=screen, force_terminal=True, width=80))
+    monkeypatch.setattr(progress, "console", lambda: Console(file=screen, force_terminal=True, width=80))
 
     wait(batch("in_progress", queued=1, parked=1, answered=2), batch("completed", answered=4))
 
@@ -109,7 +129,7 @@ def test_ctrl_c_says_that_the_batch_goes_on(
     ("seconds", "words"), [(0.4, "0 s"), (59.6, "1 min 0 s"), (125, "2 min 5 s"), (7_500, "2 h 5 min")]
 )
 def test_durations_are_told_as_people_do(seconds: float, words: str) -> None:
-    assert waiting.duration(seconds) == words
+    assert progress.duration(seconds) == words
 
 
 def wait(*answers: dict[str, Any] | Exception) -> waiting.Ending:
@@ -122,5 +142,6 @@ def batch(status: str, **states: int) -> dict[str, Any]:
         "status": status,
         "output_file_id": None,
         "error_file_id": None,
+        "request_counts": {"total": sum(states.values()), "completed": 0, "failed": states.get("failed", 0)},
         "allotd": {"states": states, "spent_nanousd": 1_000_000, "parked": [], "eta_s": 65.0},
     }
