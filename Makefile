@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 ALONE := tests/unit tests/migration
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check bench bench-allocation chaos setup clean
+.PHONY: demo test check bench bench-allocation chaos fuzz setup clean
 
 demo: $(READY)
 	$(BIN)/python ops/demo/run.py
@@ -24,6 +24,10 @@ check: $(READY)
 
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
+
+fuzz: $(READY)
+	FUZZ_EXAMPLES=100 FUZZ_FILES=10000 $(BIN)/python -m pytest --timeout 3600 tests/integration/test_openapi_document.py \
+		tests/unit/test_intake_fuzz.py tests/integration/test_intake_fuzz_on_postgres.py
 
 bench-allocation: $(READY)
 	$(BIN)/python -m tests.benchmarks.policies

@@ -68,7 +68,7 @@ class Daemon:
     _patient_until: datetime = field(init=False)
 
     def __post_init__(self) -> None:
-        self._watch = presence.Watch(grace_s=2 * self.services.settings.heartbeat_s)
+        self._watch = presence.Watch()
         self._be_patient()
 
     def tick(self) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from models.tables import LlmRow, QueryRow, Tenant
 from scheduler.core.pricing import Price
 from scheduler.errors import InvalidRequest, TooLarge
+from scheduler.forecast import Prospects, Reach, reaches
 from scheduler.intake import REASONS_MAX
 from scheduler.jsonlines import BYTE_ORDER_MARK, foreign_start, split_lines
 from scheduler.ledger import price_at
@@ -33,6 +34,7 @@ class DryRun:
     low_nanousd: int
     expected_nanousd: int
     worst_nanousd: int
+    reaches: tuple[Reach, ...] = ()
 
 
 def dry_run(
@@ -42,8 +44,9 @@ def dry_run(
     tenant_id: str,
     now: datetime,
     strategy: str | None = None,
+    what_if_nanousd: Sequence[int] = (),
 ) -> DryRun:
-    """What a file would do and cost. Writes nothing.
+    """What a file would do and cost, and what it would reach for each of the amounts. Writes nothing.
 
     Raises InvalidRequest for what would fail the batch as a whole, TooLarge for a file over the limits.
     """
@@ -55,6 +58,7 @@ def dry_run(
     prices: dict[str, Price] = {}
     seen: dict[str, int] = {}
     bad: list[Rejection] = []
+    prospects = Prospects()
     total = runnable = low = expected = worst = 0
     for line in split_lines(_checked_start(chunks, settings.file_bytes_max), settings.line_bytes_max):
         total += 1
@@ -67,7 +71,7 @@ def dry_run(
             continue
         runnable += 1
         price = prices.get(parsed.model) or prices.setdefault(parsed.model, price_at(session, parsed.model, now))
-        costs = budget_for(parsed, llms[parsed.model], price, settings)
+        costs = budget_for(parsed, llms[parsed.model], price, settings, prospects)
         low, expected, worst = low + costs[0], expected + costs[1], worst + costs[2]
     if not total:
         raise InvalidRequest("The file has no lines; write one request per line.", code="empty_file")
@@ -78,11 +82,14 @@ def dry_run(
         low_nanousd=low,
         expected_nanousd=expected,
         worst_nanousd=worst,
+        reaches=reaches(prospects, what_if_nanousd),
     )
 
 
-def budget_for(parsed: ParsedQuery, llm: LlmRow, price: Price, settings: Settings) -> tuple[int, int, int]:
-    """The (low, expected, worst) nano-dollars of a query that is not yet a row."""
+def budget_for(
+    parsed: ParsedQuery, llm: LlmRow, price: Price, settings: Settings, prospects: Prospects
+) -> tuple[int, int, int]:
+    """The (low, expected, worst) nano-dollars of a query that is not yet a row; what it promises joins `prospects`."""
     row = QueryRow(id=0, line=parsed.line, **queued_columns(parsed))
     query = as_query(row, llm)
     strategy = choose_strategy(parsed.strategy, query.verifier, parsed.samples_max, query.temperature)
@@ -90,6 +97,7 @@ def budget_for(parsed: ParsedQuery, llm: LlmRow, price: Price, settings: Setting
     plan = allot(row, query, arm, llm, settings)
     [prediction] = FixedPriors().predict([query], [arm])
     low, expected, worst = estimate_nanousd(plan, query, prediction, price)
+    prospects.add(prediction, sample_nanousd=low, samples_max=plan.samples_max, is_voted=strategy == "self_consistency")
     if parsed.limit_nanousd is None:
         return low, expected, worst
     return min(low, parsed.limit_nanousd), min(expected, parsed.limit_nanousd), min(worst, parsed.limit_nanousd)

@@ -38,6 +38,9 @@ AGAIN_S = 0.5
 SURE_AFTER = {FILE: timedelta(0), ADVISORY: timedelta(seconds=2 * AGAIN_S)}
 """For how long a lock must be missed: a connection may break under a worker that lives, a locked file may not."""
 
+RESTART_GRACE = timedelta(seconds=10)
+"""For so long after a start of PostgreSQL's server nobody is missed: it has forgotten every lock."""
+
 log = structlog.get_logger()
 
 
@@ -65,16 +68,12 @@ def present(database_url: str, worker_id: str, ping_s: float) -> Presence:
 class Watch:
     """Looks again and again who is there, and says who has died."""
 
-    def __init__(self, grace_s: float) -> None:
-        self._grace_s = grace_s
+    def __init__(self) -> None:
         self._missed_since: dict[str, datetime] = {}
 
     def dead(self, session: Session, now: datetime) -> list[str]:
-        """Workers that held their lock once, have not said goodbye, and hold it no more.
-
-        For `grace_s` after a start of PostgreSQL's server nobody is missed: it has forgotten every lock.
-        """
-        kind, missed = _missed(session, self._grace_s)
+        """Workers that held their lock once, have not said goodbye, and hold it no more."""
+        kind, missed = _missed(session)
         self._missed_since = {worker_id: self._missed_since.get(worker_id, now) for worker_id in missed}
         return sorted(worker_id for worker_id, since in self._missed_since.items() if now - since >= SURE_AFTER[kind])
 
@@ -156,11 +155,11 @@ def tidy(engine: Engine, worker_ids: Sequence[str]) -> None:
             (directory / worker_id).unlink(missing_ok=True)
 
 
-def _missed(session: Session, grace_s: float) -> tuple[str, Sequence[str]]:
+def _missed(session: Session) -> tuple[str, Sequence[str]]:
     engine = session.get_bind()
     assert isinstance(engine, Engine)
     if engine.dialect.name == "postgresql":
-        return ADVISORY, session.scalars(_ABSENT, {"seed": SEED, "grace": timedelta(seconds=grace_s)}).all()
+        return ADVISORY, session.scalars(_ABSENT, {"seed": SEED, "grace": RESTART_GRACE}).all()
     directory = beside(engine.url, "workers")
     holders = session.scalars(sa.select(Worker.id).where(Worker.stopped_at.is_(None), Worker.presence == FILE)).all()
     return FILE, [name for name in holders if directory is not None and _is_unlocked(directory / name)]

@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import bindparam, select, update
 from sqlalchemy.orm import Session
 
-from models.tables import Attempt, Batch, LlmRow, PlanRow, QueryRow, SampleRow, Tenant
+from models.tables import Attempt, Batch, LlmRow, PlanRow, QueryRow, SampleRow, Tenant, Worker
 from scheduler import ledger
 from scheduler.errors import CapReached, LeaseLost, SchedulerError
 from scheduler.ledger import Funded
@@ -46,7 +46,12 @@ class Work:
 
 
 def claim(session: Session, attempt_ids: Sequence[int], worker_id: str, now: datetime) -> list[Work]:
-    """Take those attempts that nobody has taken; a message delivered twice finds nothing the second time."""
+    """Take those attempts that nobody has taken; a message delivered twice finds nothing the second time.
+
+    A worker that was taken for dead takes nothing before its next heartbeat: it would be taken away again at once.
+    """
+    if session.scalar(select(Worker.stopped_at).where(Worker.id == worker_id)) is not None:
+        return []
     claimed = session.scalars(
         update(Attempt)
         .where(Attempt.id.in_(attempt_ids), Attempt.state == AttemptState.DISPATCHED)

@@ -85,7 +85,8 @@ class _Step:
 class GroupCommit:
     """A thread that takes waiting steps, hands those that belong together to one handler, and commits them at once.
 
-    What one handler call does is undone alone when it raises, and its items are then handled one by one. Keys are
+    When a handler raises, the group is run again with a savepoint around each handler call: what that one does is then
+    undone alone, and its items are handled one by one. A savepoint is two round trips, so none is set before. Keys are
     taken in order, so that two processes that lock the same tenants do so in the same order. Where the database fails,
     the group is run again, until it works or `give_up_after` has passed; steps must therefore touch nothing but their
     session.
@@ -147,7 +148,7 @@ class GroupCommit:
         try:
             for attempt in self._retrying():
                 with attempt:
-                    self._once(kinds)
+                    self._run(kinds)
         except Exception as error:
             if isinstance(error, DBAPIError):
                 log.error("transaction_failed", steps=len(group), message=in_words(error))
@@ -158,6 +159,15 @@ class GroupCommit:
         for step in group:
             step.resolve()
 
+    def _run(self, kinds: Sequence[_Step]) -> None:
+        """Handle everything in one transaction; where something fails, in another that sets savepoints around it."""
+        try:
+            self._once(kinds, self._handle_unguarded)
+        except Exception as error:
+            if is_passing(error):
+                raise
+            self._once(kinds, self._handle)
+
     def _retrying(self) -> Retrying:
         return Retrying(
             retry=retry_if_exception(is_passing),
@@ -167,11 +177,11 @@ class GroupCommit:
             reraise=True,
         )
 
-    def _once(self, kinds: Sequence[_Step]) -> None:
+    def _once(self, kinds: Sequence[_Step], handle: Callable[[Session, Sequence[_Step]], None]) -> None:
         """Handle every step in one transaction. What they returned stands if it was committed, heard of or not."""
         with self._sessions() as session:
             for _, steps in groupby(kinds, key=_kind):
-                self._handle(session, list(steps))
+                handle(session, list(steps))
             xid = receipt(session)
             try:
                 session.commit()
@@ -194,11 +204,16 @@ class GroupCommit:
             self._said_at = time.monotonic()
             log.warning("database_unavailable", message=in_words(error))
 
+    def _handle_unguarded(self, session: Session, steps: Sequence[_Step]) -> None:
+        results = steps[0].many(session, [step.item for step in steps], self._clock())
+        for step, result in zip(steps, results, strict=True):
+            step.result = result
+
     def _handle(self, session: Session, steps: Sequence[_Step]) -> None:
         """Handle steps of one kind together, or, where that fails, one by one."""
         try:
             with session.begin_nested():
-                results = steps[0].many(session, [step.item for step in steps], self._clock())
+                self._handle_unguarded(session, steps)
         except Exception as error:
             if is_passing(error):
                 raise
@@ -207,9 +222,6 @@ class GroupCommit:
                 return
             for step in steps:
                 self._handle(session, [step])
-            return
-        for step, result in zip(steps, results, strict=True):
-            step.result = result
 
 
 def _kind(step: _Step) -> tuple[str, int]:

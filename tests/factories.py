@@ -13,7 +13,6 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Attempt, Batch, Cap, LlmRow, PlanRow, PriceRow, QueryRow, Table, Tenant, Worker
 from scheduler import ledger
-from scheduler.core.pricing import Price
 from scheduler.database import open_database, sessions
 from scheduler.ledger import Funded
 from scheduler.states import AttemptState, BatchState, QueryState
@@ -152,10 +151,5 @@ def fund(session: Session, query: QueryRow, *, worker_id: str = WORKER, now: dat
         batch_id=query.batch_id,
         tenant_id=query.tenant_id,
         model=MODEL,
-        price=price(session),
+        price=ledger.price_at(session, MODEL, now),
     )
-
-
-def price(session: Session) -> Price:
-    """The price that `add_tenant` set."""
-    return ledger.price_at(session, MODEL, NOW)

@@ -73,7 +73,7 @@ def account(sessions: sessionmaker[Session], tenant_id: str, content: bytes) -> 
     with sessions() as session:
         file = store_upload(session, tenant_id, "a", "batch", [content], bytes_max=10**7, now=NOW)
         batch = create_batch(session, tenant_id, input_file_id=file.id, endpoint=ENDPOINT, now=NOW)
-        while not advance_intake(session, batch.id, SETTINGS, NOW, lines=4):
+        while not advance_intake(session, batch.id, SETTINGS, NOW, lines=50):
             pass
         session.refresh(batch)
         rows = session.scalars(select(QueryRow).where(QueryRow.batch_id == batch.id).order_by(QueryRow.line)).all()

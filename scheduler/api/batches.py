@@ -142,6 +142,18 @@ class BadLine(Reply):
     message: str
 
 
+class ReachReply(Reply):
+    """What an amount of money is expected to bring."""
+
+    budget_nanousd: int
+    budget_usd: str
+    right: Annotated[float, Field(description="Expected right answers.")]
+    used_nanousd: int
+    used_usd: str
+    abandoned: Annotated[int, Field(description="Queries that the amount is better spent without.")]
+    price: Annotated[str, Field(description="What one more dollar buys.")]
+
+
 class DryRunReply(Reply):
     """What a file would do and cost if it were submitted now."""
 
@@ -157,6 +169,7 @@ class DryRunReply(Reply):
     worst_usd: str
     limit_nanousd: int | None
     limit_usd: str | None
+    reaches: Annotated[list[ReachReply], Field(description="One for each amount asked for.")]
 
 
 @router.post("", responses=documented(409, 429))
@@ -210,6 +223,8 @@ def list_batches(
     return page(replies, has_more=len(found) > limit)
 
 
+AMOUNTS_PATTERN = f"^{USD_PATTERN[1:-1]}(,{USD_PATTERN[1:-1]}){{0,9}}$"
+WHAT_IF = Query(max_length=256, description="Amounts, as 5,10,20.", json_schema_extra={"pattern": AMOUNTS_PATTERN})
 DRY_RUN_BODY = {
     "requestBody": {
         "required": True,
@@ -227,14 +242,16 @@ async def dry_run(
     now: Now,
     strategy: Annotated[Text | None, Query(max_length=64, json_schema_extra={"enum": STRATEGY_NAMES})] = None,
     max_cost_usd: Annotated[str | None, Query(max_length=64, json_schema_extra={"pattern": USD_PATTERN})] = None,
+    what_if_usd: Annotated[str | None, WHAT_IF] = None,
 ) -> DryRunReply:
-    """What a file would do and cost; nothing is kept or changed."""
+    """What a file would do and cost, and what it would reach for other amounts; nothing is kept or changed."""
+    what_if = [parse_usd(part) for part in what_if_usd.split(",")] if what_if_usd is not None else []
     limit = parse_usd(max_cost_usd) if max_cost_usd is not None else None
     tenant_id = caller.own_tenant_id
     with SpooledTemporaryFile(HELD_IN_MEMORY_BYTES) as spool:
         async for chunk in request.stream():
             await run_in_threadpool(spool.write, chunk)
-        run = await run_in_threadpool(_dry_run, services, spool, tenant_id, now, strategy)
+        run = await run_in_threadpool(_dry_run, services, spool, tenant_id, now, strategy, what_if)
     return DryRunReply(
         lines=run.lines,
         runnable=run.runnable,
@@ -250,6 +267,18 @@ async def dry_run(
         worst_usd=usd(run.worst_nanousd),
         limit_nanousd=limit,
         limit_usd=usd_or_none(limit),
+        reaches=[
+            ReachReply(
+                budget_nanousd=reach.budget_nanousd,
+                budget_usd=usd(reach.budget_nanousd),
+                right=reach.right,
+                used_nanousd=reach.used_nanousd,
+                used_usd=usd(reach.used_nanousd),
+                abandoned=reach.abandoned,
+                price=reach.price,
+            )
+            for reach in run.reaches
+        ],
     )
 
 
@@ -274,8 +303,10 @@ def _reply(session: Session, batch: Batch) -> BatchReply:
     return BatchReply.model_validate(batch_object(session, batch))
 
 
-def _dry_run(services: Services, spool: IO[bytes], tenant_id: str, now: Now, strategy: str | None) -> dry_runs.DryRun:
+def _dry_run(
+    services: Services, spool: IO[bytes], tenant_id: str, now: Now, strategy: str | None, what_if: list[int]
+) -> dry_runs.DryRun:
     spool.seek(0)
     chunks = iter(lambda: spool.read(CHUNK_BYTES), b"")
     with reading(services.sessions) as session:
-        return dry_runs.dry_run(session, chunks, services.settings, tenant_id, now, strategy)
+        return dry_runs.dry_run(session, chunks, services.settings, tenant_id, now, strategy, what_if)

@@ -9,7 +9,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Match, Route
@@ -75,7 +75,7 @@ def translate(error: Exception) -> SchedulerError | None:
         return error if error.http_status != 500 else None
     if isinstance(error, IntegrityError):
         return Conflict("Somebody else changed the same object at the same time; look at it and try again.")
-    if isinstance(error, OperationalError | PoolTimeoutError):
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeoutError):
         return Busy()
     return None
 
@@ -113,6 +113,7 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(SchedulerError, _known)
     app.add_exception_handler(IntegrityError, _known)
     app.add_exception_handler(OperationalError, _known)
+    app.add_exception_handler(InterfaceError, _known)
     app.add_exception_handler(PoolTimeoutError, _known)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(StarletteHTTPException, _framework)

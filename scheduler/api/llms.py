@@ -56,7 +56,7 @@ def _replies(session: Session, rows: Sequence[LlmRow], now: Now) -> list[LlmRepl
             id=row.name,
             created=epoch(row.first_seen_at),
             context_tokens=row.context_tokens,
-            price=price_reply(in_force[row.name], in_force=True) if row.name in in_force else None,
+            price=price_reply(in_force[row.name], now, in_force=True) if row.name in in_force else None,
         )
         for row in rows
     ]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Annotated, Any, Generic, Literal, Protocol, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema
 
 from scheduler.core.pricing import USD_MAX, USD_PER_MTOK_MAX, format_usd
+from scheduler.errors import InvalidRequest
 from scheduler.files import EXPIRES_AFTER_MAX_S, EXPIRES_AFTER_MIN_S
 
 T = TypeVar("T")
@@ -97,6 +98,28 @@ def _number_only(value: object) -> object:
 
 NumberOnly = BeforeValidator(_number_only)
 """JSON's own numbers, of which 4.0 is as whole as 4, and no text that looks like one."""
+
+
+def _no_number(value: object) -> object:
+    is_number = isinstance(value, int | float) or (
+        isinstance(value, str) and value.lstrip("+-").replace(".", "", 1).isdigit()
+    )
+    if is_number:
+        raise ValueError("write a date or an instant, like 2026-03-01 or 2026-03-01T12:00:00Z")
+    return value
+
+
+Instant = Annotated[datetime | None, BeforeValidator(_no_number)]
+
+
+def in_utc(value: datetime | None, name: str) -> datetime | None:
+    """The instant in UTC, which is also meant where no zone is named."""
+    if value is None:
+        return None
+    try:
+        return value.astimezone(UTC) if value.tzinfo is not None else value.replace(tzinfo=UTC)
+    except OverflowError:
+        raise InvalidRequest(f"{name}: no calendar has that instant in UTC.", param=name) from None
 
 
 class Identified(Protocol):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from scheduler import reports
 from scheduler.api.bodies import StrictRoute
@@ -15,22 +15,13 @@ from scheduler.api.caps import CapReply, cap_reply, visible_tenant
 from scheduler.api.errors import documented
 from scheduler.api.security import Reader
 from scheduler.api.sessions import Now, Reading
-from scheduler.api.shapes import Reply, usd, usd_or_none
+from scheduler.api.shapes import Instant, Reply, in_utc, usd, usd_or_none
 from scheduler.cancellation import find_batch
 from scheduler.errors import InvalidRequest
 from scheduler.insight import Insight, insight
 from scheduler.spend_groups import SpendGroup
 
 router = APIRouter(prefix="/v1/spend", tags=["spend"], route_class=StrictRoute)
-
-
-def _no_number(value: object) -> object:
-    if isinstance(value, str) and value.lstrip("+-").replace(".", "", 1).isdigit():
-        raise ValueError("write a date or an instant, like 2026-03-01 or 2026-03-01T12:00:00Z")
-    return value
-
-
-Instant = Annotated[datetime | None, BeforeValidator(_no_number)]
 
 
 class SpendGroupReply(Reply):
@@ -130,8 +121,8 @@ def spend(
     scope = reports.Scope(
         tenant_id=visible_tenant(session, caller, tenant),
         batch_id=batch,
-        from_=_instant(from_, "from"),
-        to=_instant(to, "to"),
+        from_=in_utc(from_, "from"),
+        to=in_utc(to, "to"),
     )
     if scope.from_ is not None and scope.to is not None and scope.from_ >= scope.to:
         raise InvalidRequest("from must be before to: to is the first instant after the period.", param="from")
@@ -170,16 +161,6 @@ def _budgets(found: Insight) -> BudgetsReply:
             for one in found.prices
         ],
     )
-
-
-def _instant(value: datetime | None, name: str) -> datetime | None:
-    """The value in UTC, which is also meant where no zone is named."""
-    if value is None:
-        return None
-    try:
-        return value.astimezone(UTC) if value.tzinfo is not None else value.replace(tzinfo=UTC)
-    except OverflowError:
-        raise InvalidRequest(f"{name}: no calendar has that instant in UTC.", param=name) from None
 
 
 def _group(group: SpendGroup) -> SpendGroupReply:

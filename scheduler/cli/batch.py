@@ -49,7 +49,7 @@ def submit(
     as_json: AsJson = False,
 ) -> None:
     """Send a file of questions."""
-    with _readable(file) as lines, connect(tenant=tenant) as api:
+    with readable(file) as lines, connect(tenant=tenant) as api:
         if is_dry:
             _print_dry_run(_dry_run(api, lines, max_cost, strategy), as_json)
             return
@@ -112,7 +112,7 @@ def errors(batch_id: BatchId, out: Out = None, as_json: AsJson = False) -> None:
 
 
 @contextmanager
-def _readable(file: Path) -> Iterator[Path]:
+def readable(file: Path) -> Iterator[Path]:
     """The file, checked; what comes through stdin is kept in one for as long as it is needed."""
     if str(file) != STDIN:
         _check_file(file, str(file))

@@ -15,6 +15,7 @@ from scheduler.cli import (
     engine,
     key,
     ledger,
+    plan,
     predictor,
     price,
     record,
@@ -47,6 +48,7 @@ app.add_typer(predictor.app, name="predictor")
 app.command()(report.report)
 app.command()(record.record)
 app.command()(simulate.simulate)
+app.command()(plan.plan)
 app.add_typer(engine.app, name="engine")
 app.add_typer(alert.app, name="alert")
 app.add_typer(webhook.app, name="webhook")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from decimal import ROUND_FLOOR, Context, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, ROUND_FLOOR, Context, Decimal, InvalidOperation
 
 from scheduler.errors import InvalidRequest
 from scheduler.types import Usage
@@ -85,6 +85,47 @@ def parse_usd(text: str | Decimal | int) -> int:
     if exact != exact.to_integral_value():
         raise InvalidRequest(f"The amount {text} has more than 9 decimals; the smallest unit is 0.000000001 USD.")
     return int(exact)
+
+
+def usd_per_mtok(nanousd_per_token: int) -> str:
+    """A price per token as USD per million tokens, exact."""
+    whole, rest = divmod(nanousd_per_token, NANOUSD_PER_TOKEN_PER_USD_PER_MTOK)
+    return f"{whole}.{rest:03}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuPrice:
+    """What tokens must cost so that they pay for the GPUs that make them, in nano-dollars per token, rounded up."""
+
+    prompt_nanousd: int
+    completion_nanousd: int
+
+
+def price_from_gpus(
+    usd_per_gpu_hour: str | Decimal | int,
+    gpus: int,
+    *,
+    completion_tokens_per_s: Decimal,
+    prompt_tokens_per_s: Decimal,
+    completion_weight: int,
+) -> GpuPrice:
+    """The prices at which so many tokens per second pay for the GPUs.
+
+    A completion token counts as `completion_weight` prompt tokens: it is made one step at a time, while prompts are
+    read in parallel. Raises InvalidRequest where nothing would pay for anything.
+    """
+    hourly = parse_usd(usd_per_gpu_hour) * gpus
+    weighted = completion_tokens_per_s * completion_weight + prompt_tokens_per_s
+    if gpus < 1 or completion_weight < 1 or weighted <= 0 or min(completion_tokens_per_s, prompt_tokens_per_s) < 0:
+        raise InvalidRequest("GPUs, the weight and tokens per second must be more than 0.")
+    per_prompt_token = _EXACT.divide(Decimal(hourly), 3600 * weighted)
+    prompt, completion = (
+        int(share.to_integral_value(rounding=ROUND_CEILING))
+        for share in (per_prompt_token, _EXACT.multiply(per_prompt_token, completion_weight))
+    )
+    for nanousd in (prompt, completion):
+        nanousd_per_token(usd_per_mtok(nanousd))  # refuses what is absurd
+    return GpuPrice(prompt_nanousd=prompt, completion_nanousd=completion)
 
 
 def format_usd(nanousd: int) -> str:

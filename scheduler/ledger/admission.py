@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert, select
 from sqlalchemy.orm import Session
 
-from models.tables import Attempt, Wave
+from models.tables import Wave
 from scheduler.errors import Cancelled, CapReached, LeaseLost, SchedulerError
 from scheduler.ledger import purses
 from scheduler.ledger.entries import entry, write_entries
 from scheduler.ledger.limits import Limit, Limits, limits_of
-from scheduler.ledger.purses import lock_tenant, must_change
-from scheduler.ledger.terms import Funded, Reservation, WaveRequest
-from scheduler.states import AttemptState, BatchState, WaveState
+from scheduler.ledger.prices import corrected_models, price_at
+from scheduler.ledger.purses import lock_tenant
+from scheduler.ledger.rows import Additions
+from scheduler.ledger.terms import Reservation, WaveRequest
+from scheduler.states import BatchState, WaveState
 from scheduler.thresholds import Refusal, note_refusals
 
 
@@ -55,38 +56,32 @@ def reserve_all(session: Session, requests: Sequence[WaveRequest], now: datetime
     tenant_id = requests[0].funded.tenant_id
     timezone = lock_tenant(session, tenant_id)
     limits = limits_of(session, [request.funded for request in requests], timezone, now)
-    mine = _still_mine(session, [request.funded for request in requests])
-    results: list[Admitted | SchedulerError] = [_judge(request, limits, mine) for request in requests]
+    if limits.are_prices_corrected:
+        requests = _at_corrected_prices(session, requests, now)
+    results: list[Admitted | SchedulerError] = [_judge(request, limits) for request in requests]
     note_refusals(session, _by_caps(results), now)
     admitted = [result for result in results if isinstance(result, Admitted)]
     holds = iter(_hold(session, tenant_id, limits.caps, admitted, now))
     return [next(holds) if isinstance(result, Admitted) else result for result in results]
 
 
-def _judge(request: WaveRequest, limits: Limits, mine: set[int]) -> Admitted | SchedulerError:
+def _judge(request: WaveRequest, limits: Limits) -> Admitted | SchedulerError:
     funded = request.funded
     state = limits.batch_states.get(funded.batch_id)
     if state != BatchState.IN_PROGRESS:
         return Cancelled(f"Batch {funded.batch_id} is {state}.")
-    if funded.attempt_id not in mine:
+    if (funded.attempt_id, funded.worker_id) not in limits.running:
         return LeaseLost(attempt_id=funded.attempt_id)
     return _admit(request, limits.over(funded))
 
 
-def _still_mine(session: Session, funded: Sequence[Funded]) -> set[int]:
-    """The attempts that still run on the worker that asks; locked, so that none is taken back before the commit."""
-    return set(
-        session.scalars(
-            select(Attempt.id)
-            .where(
-                Attempt.id.in_([f.attempt_id for f in funded]),
-                Attempt.worker_id.in_({f.worker_id for f in funded}),
-                Attempt.state == AttemptState.RUNNING,
-            )
-            .order_by(Attempt.id)
-            .with_for_update()
-        )
-    )
+def _at_corrected_prices(session: Session, requests: Sequence[WaveRequest], now: datetime) -> list[WaveRequest]:
+    """The requests at present prices, where the price that a worker was told may have been mistaken."""
+    prices = {model: price_at(session, model, now) for model in corrected_models(session)}
+    return [
+        replace(request, funded=replace(request.funded, price=prices.get(request.funded.model, request.funded.price)))
+        for request in requests
+    ]
 
 
 def _admit(request: WaveRequest, limits: Sequence[Limit]) -> Admitted | CapReached:
@@ -151,20 +146,19 @@ def _hold(
     for one in admitted:
         by_batch[one.request.funded.batch_id] += one.held_nanousd
         by_query[one.request.funded.query_id] += one.held_nanousd
-    must_change(session, purses.HOLD_TENANT, [{"key": tenant_id, "amount": by_batch.total()}])
-    must_change(
+    purses.HOLD.make(
         session,
-        purses.HOLD_CAP,
-        [
+        tenants=[{"key": tenant_id, "amount": by_batch.total()}],
+        caps=[
             {"key": cap.cap_period_id, "amount": cap.taken_nanousd, "cap_limit": cap.limit_nanousd}
             for cap in caps
             if cap.taken_nanousd
         ],
+        batches=[{"key": k, "amount": v} for k, v in sorted(by_batch.items())],
+        queries=[{"key": k, "amount": v} for k, v in sorted(by_query.items())],
     )
-    must_change(session, purses.HOLD_BATCH, [{"key": k, "amount": v} for k, v in sorted(by_batch.items())])
-    must_change(session, purses.HOLD_QUERY, [{"key": k, "amount": v} for k, v in sorted(by_query.items())])
     waves = [_wave_values(one, now) for one in admitted]
-    ids = list(session.scalars(insert(Wave).returning(Wave.id, sort_by_parameter_order=True), waves))
+    ids = _ADD_WAVES.ids(session, waves)
     write_entries(
         session,
         [
@@ -194,3 +188,20 @@ def _wave_values(admitted: Admitted, now: datetime) -> dict[str, Any]:
         "prompt_tokens_held": admitted.request.prompt_tokens,
         "reserved_at": now,
     }
+
+
+_ADD_WAVES = Additions(
+    Wave,
+    "attempt_id",
+    "query_id",
+    "batch_id",
+    "tenant_id",
+    "state",
+    "samples_asked",
+    "tokens_max",
+    "model",
+    "price_id",
+    "held_nanousd",
+    "prompt_tokens_held",
+    "reserved_at",
+)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import Double, Update, func, select, update
 from sqlalchemy.orm import Session
 
 from models.tables import PriceRow, Wave
@@ -15,8 +17,9 @@ from scheduler.errors import LeaseLost, SchedulerError
 from scheduler.ledger import purses
 from scheduler.ledger.entries import closing_entries, write_entries
 from scheduler.ledger.periods import cap_moves
-from scheduler.ledger.prices import as_price
-from scheduler.ledger.purses import lock_tenant, move, must_change
+from scheduler.ledger.prices import corrected_price_id
+from scheduler.ledger.purses import lock_tenant, moved
+from scheduler.ledger.rows import NUMBER, TEXT, Changes, Lookup, Transfer, Values
 from scheduler.ledger.samples import LOST, reconciled, write_samples
 from scheduler.ledger.terms import Settlement
 from scheduler.states import WaveState
@@ -45,19 +48,17 @@ def settle_all(
     """
     lock_tenant(session, settlements[0].funded.tenant_id)
     held = _held_waves(session, [settlement.wave_id for settlement in settlements])
-    closing = []
-    for settlement in settlements:
-        wave = held.pop(settlement.wave_id, None)  # a second settlement of the same wave finds it gone
-        closing.append((settlement, wave))
-    _close(
-        session,
-        [(wave, s.usage, s.funded.price, s.latency_s, len(s.samples)) for s, wave in closing if wave is not None],
-        WaveState.SETTLED,
-        now,
-    )
+    # A second settlement of the same wave finds it gone.
+    pairs = [(settlement, held.pop(settlement.wave_id, None)) for settlement in settlements]
+    closings = [
+        Closing(wave=wave, usage=s.usage, latency_s=s.latency_s, samples=len(s.samples))
+        for s, wave in pairs
+        if wave is not None
+    ]
+    _close(session, closings, WaveState.SETTLED, now)
     rows = [
-        (s.funded.query_id, s.wave_id, position, sample)
-        for s, wave in closing
+        (wave.query_id, s.wave_id, position, sample)
+        for s, wave in pairs
         if wave is not None
         for position, sample in enumerate(reconciled(s.samples, s.usage.completion))
     ]
@@ -66,7 +67,7 @@ def settle_all(
         LeaseLost(wave_id=s.wave_id)
         if wave is None
         else tuple(ids[s.wave_id, position] for position in range(len(s.samples)))
-        for s, wave in closing
+        for s, wave in pairs
     ]
 
 
@@ -86,49 +87,81 @@ def expire(session: Session, wave_id: int, now: datetime) -> int:
         completion=wave.completion_tokens,
         reasoning=wave.reasoning_tokens,
     )
-    price = as_price(session.get_one(PriceRow, wave.price_id))
     if usage.completion:
         lost = Sample(text="", tokens=usage.completion, reasoning_tokens=usage.reasoning, finish_reason=LOST)
         write_samples(session, [(wave.query_id, wave_id, 0, lost)], now)
-    _close(session, [(wave, usage, price, None, 0)], WaveState.EXPIRED, now)
-    return price.cost_nanousd(usage)
+    closing = Closing(wave=wave, usage=usage)
+    _close(session, [closing], WaveState.EXPIRED, now)
+    return closing.cost_nanousd
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Closing:
+    """A held wave's row, with the prices that count for it, and what it used and brought."""
+
+    wave: Any
+    usage: Usage
+    latency_s: float | None = None
+    samples: int = 0
+
+    @property
+    def cost_nanousd(self) -> int:
+        """What it costs."""
+        wave = self.wave
+        price = Price(
+            id=wave.paid_price_id,
+            model=wave.model,
+            prompt_nanousd=wave.prompt_nanousd,
+            cached_nanousd=wave.cached_nanousd,
+            completion_nanousd=wave.completion_nanousd,
+        )
+        return price.cost_nanousd(self.usage)
 
 
 def _held_waves(session: Session, wave_ids: Sequence[int]) -> dict[int, Any]:
     """Those of the waves whose money is still held."""
-    rows = session.execute(
-        select(Wave.__table__).where(Wave.id.in_(wave_ids), Wave.state == WaveState.HELD).order_by(Wave.id)
-    )
-    return {row.id: row for row in rows}
-
-
-Closing = tuple[Any, Usage, Price, float | None, int]
-"""A held wave's row, what it used, its price, its latency and the number of samples it brought."""
+    return {row.id: row for row in _HELD.rows(session, wave_ids)}
 
 
 def _close(session: Session, closings: Sequence[Closing], state: WaveState, now: datetime) -> None:
     """Turn holds of one tenant, whose row is locked, into costs: move purses, close waves, write entries."""
     if not closings:
         return
-    moves = [(wave, wave.held_nanousd, price.cost_nanousd(usage)) for wave, usage, price, _, _ in closings]
-    move(session, purses.MOVE_TENANT, ((wave.tenant_id, held, cost) for wave, held, cost in moves))
+    moves = [(closing.wave, closing.wave.held_nanousd, closing.cost_nanousd) for closing in closings]
     of_caps, watched = cap_moves(session, moves)
-    move(session, purses.MOVE_CAP, of_caps)
+    _CLOSE.make(
+        session,
+        tenants=moved((wave.tenant_id, held, cost) for wave, held, cost in moves),
+        caps=moved(of_caps),
+        batches=moved((wave.batch_id, held, cost) for wave, held, cost in moves),
+        queries=_query_moves(closings),
+        waves=[_closed(closing, state, now) for closing in closings],
+    )
     note_spending(session, watched, now)
-    move(session, purses.MOVE_BATCH, ((wave.batch_id, held, cost) for wave, held, cost in moves))
-    counts = [_token_counts(usage) for _, usage, _, _, _ in closings]
-    queries = [
-        {"key": wave.query_id, "held": -held, "spent": cost, "more_samples": closing[4]}
-        | {f"more_{name}": tokens for name, tokens in count.items()}
-        for (wave, held, cost), closing, count in zip(moves, closings, counts, strict=True)
-    ]
-    must_change(session, purses.MOVE_QUERY, queries)
-    waves = [
-        {"key": wave.id, "to": state, "cost": cost, "latency": closing[3], "at": now, **count}
-        for (wave, _, cost), closing, count in zip(moves, closings, counts, strict=True)
-    ]
-    must_change(session, _CLOSE_WAVE, waves)
     write_entries(session, [entry for wave, _, cost in moves for entry in closing_entries(wave, cost, state, now)])
+
+
+def _closed(closing: Closing, state: WaveState, now: datetime) -> dict[str, Any]:
+    used = {f"used_{name}": tokens for name, tokens in _token_counts(closing.usage).items()}
+    return {
+        "key": closing.wave.id,
+        "to": state,
+        "cost": closing.cost_nanousd,
+        "price": closing.wave.paid_price_id,
+        "latency": closing.latency_s,
+        "at": now,
+        **used,
+    }
+
+
+def _query_moves(closings: Sequence[Closing]) -> list[dict[str, int]]:
+    """What each query's waves release, cost and used, summed: a query's row is written once."""
+    sums: dict[int, Counter[str]] = defaultdict(Counter)
+    for closing in closings:
+        more = {f"more_{name}": tokens for name, tokens in _token_counts(closing.usage).items()}
+        moved = {"held": -closing.wave.held_nanousd, "spent": closing.cost_nanousd, "more_samples": closing.samples}
+        sums[closing.wave.query_id].update(moved | more)
+    return [{"key": query_id, **sums[query_id]} for query_id in sorted(sums)]
 
 
 def _token_counts(usage: Usage) -> dict[str, int]:
@@ -140,17 +173,51 @@ def _token_counts(usage: Usage) -> dict[str, int]:
     }
 
 
-_CLOSE_WAVE = (
-    update(Wave)
-    .where(Wave.id == bindparam("key"), Wave.state == WaveState.HELD)
-    .values(
-        state=bindparam("to"),
-        cost_nanousd=bindparam("cost"),
-        latency_s=bindparam("latency"),
-        settled_at=bindparam("at"),
-        prompt_tokens=bindparam("prompt_tokens"),
-        cached_tokens=bindparam("cached_tokens"),
-        completion_tokens=bindparam("completion_tokens"),
-        reasoning_tokens=bindparam("reasoning_tokens"),
+def _close_wave(values: Values) -> Update:
+    return (
+        update(Wave)
+        .where(Wave.id == values["key"], Wave.state == WaveState.HELD)
+        .values(
+            state=values["to"],
+            cost_nanousd=values["cost"],
+            price_id=values["price"],
+            latency_s=values["latency"],
+            settled_at=values["at"],
+            **{name: values[f"used_{name}"] for name in _token_counts(Usage())},
+        )
+    )
+
+
+_CLOSE = Transfer(
+    tenants=purses.MOVE_TENANT,
+    caps=purses.MOVE_CAP,
+    batches=purses.MOVE_BATCH,
+    queries=purses.MOVE_QUERY,
+    waves=Changes(
+        _close_wave,
+        key=NUMBER,
+        to=TEXT,
+        cost=NUMBER,
+        price=NUMBER,
+        latency=Double(),
+        at=Wave.settled_at.type,
+        used_prompt_tokens=NUMBER,
+        used_cached_tokens=NUMBER,
+        used_completion_tokens=NUMBER,
+        used_reasoning_tokens=NUMBER,
+    ),
+)
+_HELD = Lookup(
+    lambda named: (
+        select(
+            *Wave.__table__.c,
+            PriceRow.id.label("paid_price_id"),
+            PriceRow.prompt_nanousd,
+            PriceRow.cached_nanousd,
+            PriceRow.completion_nanousd,
+        )
+        .join(PriceRow, PriceRow.id == func.coalesce(corrected_price_id(), Wave.price_id))
+        .where(named(Wave.id), Wave.state == WaveState.HELD)
+        .order_by(Wave.id)
     )
 )

@@ -6,24 +6,23 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from models.tables import Entry
+from scheduler.ledger.rows import Additions
 from scheduler.states import WaveState
 
 
 def write_entries(session: Session, entries: Sequence[dict[str, Any]]) -> None:
     """Add entries; one that is there already fails the transaction."""
-    if entries:
-        session.execute(insert(Entry).inline(), entries)
+    _ADD_ENTRIES.make(session, entries)
 
 
 def closing_entries(wave: Any, cost: int, state: WaveState, now: datetime) -> list[dict[str, Any]]:
     """What ends a hold: the cost, covered by the hold as far as it goes, and the release of the rest."""
     covered = min(cost, wave.held_nanousd)
     rest = wave.held_nanousd - covered
-    values = wave._asdict()
+    values = {**wave._asdict(), "price_id": wave.paid_price_id}
     entries = []
     if cost or state is WaveState.SETTLED:
         entries.append(entry(values, "settle", held=-covered, spent=cost, now=now))
@@ -49,3 +48,20 @@ def entry(wave: dict[str, Any], kind: str, *, held: int, spent: int, now: dateti
         "effective_at": wave["reserved_at"],
         "created_at": now,
     }
+
+
+_ADD_ENTRIES = Additions(
+    Entry,
+    "key",
+    "kind",
+    "tenant_id",
+    "batch_id",
+    "query_id",
+    "wave_id",
+    "model",
+    "price_id",
+    "held_delta_nanousd",
+    "spent_delta_nanousd",
+    "effective_at",
+    "created_at",
+)

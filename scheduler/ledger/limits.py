@@ -10,9 +10,11 @@ from typing import Any
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from models.tables import Batch, QueryRow
-from scheduler.ledger.periods import current_period, live_caps, name_of
+from models.tables import Attempt, Batch, Correction, QueryRow
+from scheduler.ledger.periods import name_of, present_periods
+from scheduler.ledger.rows import Lookup
 from scheduler.ledger.terms import Funded
+from scheduler.states import AttemptState
 
 
 @dataclass(kw_only=True, slots=True)
@@ -41,6 +43,10 @@ class Limits:
     batches: dict[str, Limit]
     queries: dict[int, Limit]
     batch_states: dict[str, str]
+    running: set[tuple[int, str]]
+    """The attempts that still run, each with its worker."""
+    are_prices_corrected: bool
+    """Whether any price was ever put right: the one that a worker was told may then be a mistaken one."""
 
     def over(self, funded: Funded) -> list[Limit]:
         """Those that this attempt's waves must fit under."""
@@ -50,55 +56,59 @@ class Limits:
 
 def limits_of(session: Session, funded: Sequence[Funded], timezone: str, now: datetime) -> Limits:
     """The limits over attempts of one tenant, whose row must be locked, and whose time zone its lock has told."""
-    states, batches = _batch_limits(session, {one.batch_id for one in funded})
+    rows = _ATTEMPTS.rows(session, list({one.attempt_id for one in funded}))
     return Limits(
         caps=tuple(_cap_limits(session, funded[0].tenant_id, timezone, now)),
-        batches=batches,
-        queries=_query_limits(session, {one.query_id for one in funded}),
-        batch_states=states,
+        batches={row.batch_id: _own("batch", row) for row in rows if row.batch_limit_nanousd is not None},
+        queries={row.query_id: _own("query", row) for row in rows if row.query_limit_nanousd is not None},
+        batch_states={row.batch_id: row.batch_state for row in rows},
+        running={(row.id, row.worker_id) for row in rows if row.state == AttemptState.RUNNING},
+        are_prices_corrected=any(row.is_corrected for row in rows),
     )
 
 
 def _cap_limits(session: Session, tenant_id: str, timezone: str, now: datetime) -> list[Limit]:
-    limits = []
-    for cap in live_caps(session, tenant_id):
-        period = current_period(session, cap, timezone, now)
-        limits.append(
-            Limit(
-                scope=name_of(cap),
-                limit_nanousd=cap.limit_nanousd,
-                left_nanousd=cap.limit_nanousd - period.held_nanousd - period.spent_nanousd,
-                cap_period_id=period.id,
-                model=cap.model,
-                turns_at=period.ends_at,
-            )
+    return [
+        Limit(
+            scope=name_of(cap),
+            limit_nanousd=cap.limit_nanousd,
+            left_nanousd=cap.limit_nanousd - cap.held_nanousd - cap.spent_nanousd,
+            cap_period_id=cap.cap_period_id,
+            model=cap.model,
+            turns_at=cap.ends_at,
         )
-    return limits
+        for cap in present_periods(session, tenant_id, timezone, now)
+    ]
 
 
-def _batch_limits(session: Session, batch_ids: set[str]) -> tuple[dict[str, str], dict[str, Limit]]:
-    """The state of each batch, and the limits of those that have one."""
-    rows = session.execute(
-        select(Batch.id, Batch.state, Batch.limit_nanousd, Batch.held_nanousd, Batch.spent_nanousd).where(
-            Batch.id.in_(batch_ids)
+def _own(scope: str, row: Any) -> Limit:
+    limit, held, spent = (getattr(row, f"{scope}_{name}_nanousd") for name in ("limit", "held", "spent"))
+    return Limit(scope=scope, limit_nanousd=limit, left_nanousd=limit - held - spent)
+
+
+def _purse(table: type[Batch] | type[QueryRow], scope: str) -> list[Any]:
+    names = ("limit_nanousd", "held_nanousd", "spent_nanousd")
+    return [getattr(table, name).label(f"{scope}_{name}") for name in names]
+
+
+# Locked, so that no attempt is taken from its worker before the commit.
+_ATTEMPTS = Lookup(
+    lambda named: (
+        select(
+            Attempt.id,
+            Attempt.state,
+            Attempt.worker_id,
+            QueryRow.id.label("query_id"),
+            *_purse(QueryRow, "query"),
+            Batch.id.label("batch_id"),
+            Batch.state.label("batch_state"),
+            *_purse(Batch, "batch"),
+            select(Correction.id).exists().label("is_corrected"),
         )
-    ).all()
-    return {row.id: row.state for row in rows}, {row.id: _limit("batch", row) for row in rows if _is_limited(row)}
-
-
-def _query_limits(session: Session, query_ids: set[int]) -> dict[int, Limit]:
-    rows = session.execute(
-        select(QueryRow.id, QueryRow.limit_nanousd, QueryRow.held_nanousd, QueryRow.spent_nanousd).where(
-            QueryRow.id.in_(query_ids), QueryRow.limit_nanousd.is_not(None)
-        )
+        .join(QueryRow, QueryRow.id == Attempt.query_id)
+        .join(Batch, Batch.id == QueryRow.batch_id)
+        .where(named(Attempt.id))
+        .order_by(Attempt.id)
+        .with_for_update(of=Attempt)
     )
-    return {row.id: _limit("query", row) for row in rows}
-
-
-def _is_limited(row: Any) -> bool:
-    return row.limit_nanousd is not None
-
-
-def _limit(scope: str, row: Any) -> Limit:
-    left = row.limit_nanousd - row.held_nanousd - row.spent_nanousd
-    return Limit(scope=scope, limit_nanousd=row.limit_nanousd, left_nanousd=left)
+)

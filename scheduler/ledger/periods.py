@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import and_, bindparam, or_, select
+from sqlalchemy import and_, bindparam, case, or_, select
 from sqlalchemy.orm import Session
 
-from models.tables import Cap, CapPeriod
+from models.tables import Cap, CapPeriod, Entry
 from scheduler.core.periods import Period, period_bounds
 
 
@@ -25,11 +25,18 @@ def current_period(session: Session, cap: Cap, timezone: str, now: datetime) -> 
     period = session.scalars(
         _PERIOD, {"cap_id": cap.id, "starts_at": starts_at}, execution_options={"populate_existing": True}
     ).first()
-    if period is None:
-        period = CapPeriod(cap_id=cap.id, starts_at=starts_at, ends_at=ends_at, held_nanousd=0, spent_nanousd=0)
-        session.add(period)
-        session.flush()
-    return period
+    return period or _begin(session, cap.id, starts_at, ends_at)
+
+
+def present_periods(session: Session, tenant_id: str, timezone: str, now: datetime) -> Sequence[Any]:
+    """Every cap in force with its present period, which is made on first use; the tenant's row must be locked."""
+    bounds = {period.value: period_bounds(period, now, timezone) for period in Period}
+    parameters = {"tenant_id": tenant_id, **{f"{period}_starts_at": start for period, (start, _) in bounds.items()}}
+    caps = session.connection().execute(_PRESENT, parameters).all()
+    missing = [cap for cap in caps if cap.cap_period_id is None]
+    for cap in missing:
+        _begin(session, cap.id, *bounds[cap.period])
+    return session.connection().execute(_PRESENT, parameters).all() if missing else caps
 
 
 def left_under(session: Session, cap: Cap, timezone: str, now: datetime) -> int:
@@ -53,9 +60,8 @@ def cap_moves(session: Session, moves: Sequence[tuple[Any, int, int]]) -> tuple[
     """
     tenant_id = moves[0][0].tenant_id
     instants = [wave.reserved_at for wave, _, _ in moves]
-    periods = session.execute(
-        _PERIODS_BETWEEN, {"tenant_id": tenant_id, "first": min(instants), "last": max(instants)}
-    ).all()
+    between = {"tenant_id": tenant_id, "first": min(instants), "last": max(instants)}
+    periods = session.connection().execute(_PERIODS_BETWEEN, between).all()
     of_caps = [
         (period.id, held, cost)
         for period in periods
@@ -63,6 +69,24 @@ def cap_moves(session: Session, moves: Sequence[tuple[Any, int, int]]) -> tuple[
         if period.model in {None, wave.model} and _is_within(period, wave.reserved_at)
     ]
     return of_caps, {period.id for period in periods if period.is_watched}
+
+
+def counts_to_period() -> Any:
+    """Whether an entry counts to a period of a cap, as part of a statement: of that tenant, model and time."""
+    return and_(
+        CapPeriod.cap_id == Cap.id,
+        Entry.tenant_id == Cap.tenant_id,
+        or_(Cap.model.is_(None), Entry.model == Cap.model),
+        Entry.effective_at >= CapPeriod.starts_at,
+        or_(CapPeriod.ends_at.is_(None), Entry.effective_at < CapPeriod.ends_at),
+    )
+
+
+def _begin(session: Session, cap_id: str, starts_at: datetime, ends_at: datetime | None) -> CapPeriod:
+    period = CapPeriod(cap_id=cap_id, starts_at=starts_at, ends_at=ends_at, held_nanousd=0, spent_nanousd=0)
+    session.add(period)
+    session.flush()
+    return period
 
 
 def _is_within(period: Any, instant: datetime) -> bool:
@@ -77,6 +101,27 @@ _LIVE_CAPS = (
 )
 _PERIOD = select(CapPeriod).where(
     CapPeriod.cap_id == bindparam("cap_id"), CapPeriod.starts_at == bindparam("starts_at")
+)
+_STARTS_AT: Any = case(
+    *(
+        (Cap.period == period.value, bindparam(f"{period.value}_starts_at", type_=CapPeriod.starts_at.type))
+        for period in Period
+    )
+)
+_PRESENT = (
+    select(
+        Cap.id,
+        Cap.period,
+        Cap.model,
+        Cap.limit_nanousd,
+        CapPeriod.id.label("cap_period_id"),
+        CapPeriod.ends_at,
+        CapPeriod.held_nanousd,
+        CapPeriod.spent_nanousd,
+    )
+    .outerjoin(CapPeriod, and_(CapPeriod.cap_id == Cap.id, CapPeriod.starts_at == _STARTS_AT))
+    .where(Cap.tenant_id == bindparam("tenant_id"), Cap.removed_at.is_(None))
+    .order_by(Cap.created_at, Cap.id)
 )
 _PERIODS_BETWEEN = (
     select(

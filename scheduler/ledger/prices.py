@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
+from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import or_, select
 from sqlalchemy.orm import Session
 
-from models.tables import PriceRow
+from models.tables import Correction, PriceRow, Wave
 from scheduler.core.pricing import Price
 from scheduler.errors import ModelUnpriced
 
@@ -16,7 +18,7 @@ def price_at(session: Session, model: str, now: datetime) -> Price:
     """The price of a model's tokens at an instant. Raises ModelUnpriced."""
     row = session.scalars(
         select(PriceRow)
-        .where(PriceRow.model == model, PriceRow.effective_at <= now)
+        .where(PriceRow.model == model, PriceRow.effective_at <= now, PriceRow.ends_at.is_(None))
         .order_by(PriceRow.effective_at.desc(), PriceRow.id.desc())
         .limit(1)
     ).first()
@@ -37,4 +39,25 @@ def as_price(row: PriceRow) -> Price:
         prompt_nanousd=row.prompt_nanousd,
         cached_nanousd=row.cached_nanousd,
         completion_nanousd=row.completion_nanousd,
+    )
+
+
+def corrected_models(session: Session) -> Sequence[str]:
+    """The models of which a price was put right."""
+    return session.scalars(select(Correction.model).distinct()).all()
+
+
+def corrected_price_id() -> Any:
+    """For a wave, as part of a statement: the price row of the newest correction that covers it, or NULL."""
+    return (
+        select(Correction.price_id)
+        .where(
+            Correction.model == Wave.model,
+            Correction.from_at <= Wave.reserved_at,
+            or_(Correction.to_at.is_(None), Correction.to_at > Wave.reserved_at),
+        )
+        .order_by(Correction.id.desc())
+        .limit(1)
+        .correlate(Wave)
+        .scalar_subquery()
     )

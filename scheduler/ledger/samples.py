@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from sqlalchemy import insert
 from sqlalchemy.orm import Session
 
 from models.tables import SampleRow
+from scheduler.ledger.rows import Additions
 from scheduler.types import Sample
 
 LOST = "lost"
@@ -60,7 +60,7 @@ def write_samples(
         }
         for query_id, wave_id, position, sample in samples
     ]
-    ids = session.scalars(insert(SampleRow).returning(SampleRow.id, sort_by_parameter_order=True), rows)
+    ids = _ADD_SAMPLES.ids(session, rows)
     return {(wave_id, position): row_id for (_, wave_id, position, _), row_id in zip(samples, ids, strict=True)}
 
 
@@ -73,3 +73,20 @@ def _message_json(sample: Sample) -> str | None:
     if sample.message is None:
         return None
     return _storable(json.dumps(sample.message))
+
+
+_ADD_SAMPLES = Additions(
+    SampleRow,
+    "query_id",
+    "wave_id",
+    "position",
+    "text",
+    "message_json",
+    "answer",
+    "correct",
+    "tokens",
+    "reasoning_tokens",
+    "finish_reason",
+    "logprob_mean",
+    "created_at",
+)

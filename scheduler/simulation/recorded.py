@@ -38,12 +38,13 @@ class Recorded:
 class Draws:
     """Q queries in R random orders: what a policy sees after 0..N samples, and what it cannot see.
 
-    `seen` has the shape (Q, R, N + 1). Hidden from policies: `right`, whether what would be chosen after k samples is
-    right, and `tokens`, what they took.
+    `seen` has the shape (Q, R, N + 1), `order` (Q, R, N). Hidden from policies: `right`, whether what would be chosen
+    after k samples is right, and `tokens`, what they took.
     """
 
     recorded: Recorded
     mode: Mode
+    order: Ints
     seen: Seen
     right: Bools
     tokens: Ints
@@ -78,7 +79,7 @@ def draw(recorded: Recorded, *, mode: Mode, draws: int, seed: int) -> Draws:
     sums = np.zeros(seen.drawn.shape, np.int64)
     np.cumsum(drawn["tokens"], axis=-1, out=sums[..., 1:])
     right = seen.accepted > 0 if judged else _elected_right(recorded, seen)
-    return Draws(recorded=recorded, mode=mode, seen=seen, right=right, tokens=sums)
+    return Draws(recorded=recorded, mode=mode, order=order, seen=seen, right=right, tokens=sums)
 
 
 def mean_curves(draws: Draws) -> tuple[Floats, Floats]:

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from scheduler.core.beliefs import Floats
 from scheduler.core.evidence import Ints
 from scheduler.core.policies.base import Rule
+from scheduler.core.policies.strategies import StrategyRule
+from scheduler.simulation.driving import drive
 from scheduler.simulation.recorded import Draws
 
 
@@ -28,16 +30,19 @@ class Replay:
     requests: Floats
 
 
-def replay(draws: Draws, rule: Rule) -> Replay:
+def replay(draws: Draws, rule: Rule | StrategyRule) -> Replay:
     """Let the rule decide from nothing drawn on, wave after wave, in every draw of every query."""
-    wanted = np.asarray(rule.more(draws.seen))
-    drawn, waves = _ends(wanted)
+    if isinstance(rule, StrategyRule):
+        drawn, waves, right = drive(draws, rule)
+    else:
+        drawn, waves = _ends(np.asarray(rule.more(draws.seen)))
+        right = _at(draws.right, drawn)
     tokens = _at(draws.tokens, drawn)
     recorded = draws.recorded
     prompts = np.array([line.prompt_tokens for line in recorded.lines])[:, None]
     usd = tokens * recorded.completion_usd[:, None] + waves * prompts * recorded.prompt_usd[:, None]
     return Replay(
-        right=_at(draws.right, drawn).mean(axis=1),
+        right=right.mean(axis=1),
         tokens=tokens.mean(axis=1),
         usd=usd.mean(axis=1),
         samples=drawn.mean(axis=1),

@@ -21,7 +21,8 @@ from tests.services import Valkey
 README = (ROOT / "README.md").read_text()
 MODEL = "Qwen/Qwen2.5-0.5B-Instruct"
 WORKLOAD = ROOT / "ops" / "demo" / "workload.jsonl"
-WAIT_S = 200
+WAIT_S = 500
+"""Seconds on an idle machine; minutes where every command starts slowly."""
 
 
 @pytest.fixture(scope="module")

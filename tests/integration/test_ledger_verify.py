@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,21 +10,16 @@ from sqlalchemy import insert, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Attempt, Batch, CapPeriod, Entry, PriceRow, QueryRow, SampleRow, Tenant, Wave
-from scheduler import audit, caps, ledger
+from scheduler import audit
 from scheduler.audit import discrepancies, verdicts
 from scheduler.audit.discrepancies import Check
 from scheduler.audit.schedule import auditing, look
-from scheduler.core.periods import Period
-from scheduler.ledger import Funded, Settlement, WaveRequest
 from scheduler.processes import wait_until
 from scheduler.settings import Settings
 from scheduler.states import AttemptState
-from scheduler.types import Sample, Usage
 from scheduler.wiring import Services
-from tests.factories import MODEL, NOW, add_batch, add_query, add_tenant, fund, new_sessions
-from tests.services import PostgresServer
-
-PROMPT = 10
+from tests.factories import NOW, add_query, fund
+from tests.integration.books import books, buy, first, live
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -46,56 +39,6 @@ def session(sessions: sessionmaker[Session]) -> Iterator[Session]:
     with sessions() as session:
         yield session
         session.rollback()
-
-
-@contextmanager
-def books(request: pytest.FixtureRequest, directory: Path) -> Iterator[sessionmaker[Session]]:
-    if request.param == "sqlite":
-        with new_sessions(f"sqlite:///{directory / 'allotd.db'}") as made:
-            yield made
-        return
-    postgres: PostgresServer = request.getfixturevalue("postgres")
-    url = postgres.new_database()
-    with new_sessions(url) as made:
-        yield made
-    postgres.drop_database(url)
-
-
-def live(session: Session) -> None:
-    tenant, other = add_tenant(session), add_tenant(session, "other")
-    for period, model in ((Period.DAY, None), (Period.TOTAL, MODEL)):
-        caps.set_cap(session, tenant, limit_nanousd=10**6, period=period, model=model, now=NOW)
-    batch = add_batch(session, tenant, limit_nanousd=10**6)
-    attempts = [fund(session, add_query(session, batch)) for _ in range(2)]
-    attempts.append(fund(session, add_query(session, add_batch(session, other))))
-    for funded in attempts:
-        buy(session, funded, 20, 30)
-        buy(session, funded, 40)
-    hold(session, attempts[0])
-    dead = hold(session, attempts[1])
-    session.execute(update(Wave).where(Wave.id == dead).values(prompt_tokens=PROMPT, completion_tokens=7))
-    ledger.expire(session, dead, NOW)
-
-
-def hold(session: Session, funded: Funded) -> int:
-    wave = WaveRequest(funded=funded, samples=2, tokens_max=50, tokens_floor=50, prompt_tokens=PROMPT)
-    return ledger.reserve(session, wave, NOW).wave_id
-
-
-def buy(session: Session, funded: Funded, *tokens: int) -> int:
-    wave_id = hold(session, funded)
-    samples = tuple(Sample(text="21", tokens=count) for count in tokens)
-    usage = Usage(prompt=PROMPT, cached=4, completion=sum(tokens))
-    settlement = Settlement(funded=funded, wave_id=wave_id, usage=usage, latency_s=0.1, samples=samples)
-    ledger.settle(session, settlement, NOW)
-    return wave_id
-
-
-def first(session: Session, table: Any, *conditions: Any) -> Any:
-    """The oldest row that fits."""
-    found = session.query(table).filter(*conditions).order_by(table.id).first()
-    assert found is not None
-    return found
 
 
 def copied(session: Session, row: Any, **changes: Any) -> None:

@@ -305,6 +305,7 @@ def test_a_broken_off_sample_is_paid_for_and_drawn_again(sessions: sessionmaker[
 
 
 def test_a_query_of_a_cancelled_batch_ends_cancelled_and_paid(sessions: sessionmaker[Session]) -> None:
+    """llm-d-batch-gateway#657: a request in flight is not cancelled; here that takes a wave at most."""
     query_id = query_of(sessions)
     flags = Flags()
 

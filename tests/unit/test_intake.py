@@ -492,3 +492,15 @@ def test_the_file_of_a_batch_called_off_is_kept_until_it_is_read(session: Sessio
 
     take_in(session, batch)
     delete_file(session, tenant.id, file_id, NOW)
+
+
+def test_a_dry_run_says_what_other_amounts_would_reach(session: Session, tenant: Tenant) -> None:
+    content = b"\n".join(line(str(i), allotd={"verifier": "numeric", "reference": "1"}) for i in range(8))
+
+    one_each = dry_run(session, [content], SETTINGS, tenant.id, NOW).low_nanousd
+    run = dry_run(session, [content], SETTINGS, tenant.id, NOW, what_if_nanousd=(one_each // 2, 10**9))
+
+    little, plenty = run.reaches
+    assert (little.abandoned, plenty.abandoned) == (4, 0)
+    assert little.used_nanousd <= one_each // 2 < plenty.used_nanousd
+    assert little.right < plenty.right <= 8

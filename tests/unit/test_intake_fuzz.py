@@ -25,7 +25,7 @@ from scheduler.states import QueryState
 from tests import mutations
 from tests.factories import MODEL, NOW, add_tenant, new_sessions
 
-FUZZ_FILES = int(os.environ.get("FUZZ_FILES", "1200"))
+FUZZ_FILES = int(os.environ.get("FUZZ_FILES", "1000"))
 FUZZ_SEED = int(os.environ.get("FUZZ_SEED", "1"))
 SETTINGS = Settings()
 LIMITS = Limits(llms={MODEL: KnownLlm(context_tokens=4096, tokenizer_path=None, is_priced=True)})

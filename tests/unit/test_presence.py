@@ -13,13 +13,14 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
-from models.tables import Attempt, Worker
+from models.tables import Attempt, QueryRow, Worker
 from scheduler import recovery
 from scheduler.daemon import leadership
 from scheduler.presence import FILE, Watch, present, tidy
 from scheduler.settings import Settings
-from scheduler.states import AttemptState
-from tests.factories import NOW, add_batch, add_query, add_tenant, add_worker, fund, new_sessions
+from scheduler.settlement import claim
+from scheduler.states import AttemptState, QueryState
+from tests.factories import NOW, WORKER, add_batch, add_query, add_tenant, add_worker, fund, new_sessions
 
 PRESENT = """
 import sys, time
@@ -67,7 +68,7 @@ def test_a_killed_worker_is_dead_at_once_and_its_attempts_are_lost(url: str, ses
     with sessions.begin() as session:
         add_worker(session, "there").presence = FILE
         attempt = fund(session, add_query(session, add_batch(session, add_tenant(session))), worker_id="there")
-    watch = Watch(grace_s=0)
+    watch = Watch()
     with running(PRESENT, url) as (process, said):
         assert said == FILE
         assert dead(sessions, watch) == []
@@ -89,7 +90,7 @@ def test_a_worker_that_says_goodbye_or_holds_no_lock_is_not_missed(url: str, ses
         add_worker(session, "of an older version")
     present(url, "there", 5).leave()
 
-    assert dead(sessions, Watch(grace_s=0)) == []
+    assert dead(sessions, Watch()) == []
 
 
 def test_what_was_sent_to_a_dead_worker_is_sent_again(sessions: sessionmaker[Session]) -> None:
@@ -105,6 +106,22 @@ def test_what_was_sent_to_a_dead_worker_is_sent_again(sessions: sessionmaker[Ses
     with sessions() as session:
         assert session.scalars(select(Attempt.dispatched_at)).one() is None
         assert session.scalars(select(Worker.capacity)).one() == 0
+
+
+def test_a_worker_taken_for_dead_claims_nothing_until_it_has_been_heard(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        add_worker(session)
+        attempt = fund(session, add_query(session, add_batch(session, add_tenant(session))))
+        session.get_one(Attempt, attempt.attempt_id).state = AttemptState.DISPATCHED
+        session.get_one(QueryRow, attempt.query_id).state = QueryState.PLANNED
+        session.flush()
+        recovery.bury(session, [WORKER], NOW)
+
+        assert claim(session, [attempt.attempt_id], WORKER, NOW) == []
+
+        session.get_one(Worker, WORKER, populate_existing=True).stopped_at = None
+        session.flush()
+        assert len(claim(session, [attempt.attempt_id], WORKER, NOW)) == 1
 
 
 def test_silence_does_not_count_while_nobody_could_be_heard(sessions: sessionmaker[Session]) -> None:

@@ -11,6 +11,7 @@ from scheduler.core.policies.lagrangian import SolveThenLearn
 from scheduler.core.policies.priced import Allotd
 from scheduler.core.policies.snell import SnellBins
 from scheduler.core.policies.stop import BestOfNWithStop
+from scheduler.core.policies.strategies import BEST_OF_N, SELF_CONSISTENCY
 from scheduler.core.policies.uniform import Uniform
 
 POLICIES: dict[str, Policy] = {
@@ -28,6 +29,8 @@ POLICIES: dict[str, Policy] = {
         SnellBins(),
         SolveThenLearn(),
         Elimination(),
+        BEST_OF_N,
+        SELF_CONSISTENCY,
         Allotd(),
     )
 }

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.beliefs import Beliefs, Floats, Posterior
 from scheduler.core.evidence import Ints, Seen
+
+if TYPE_CHECKING:
+    from scheduler.core.policies.strategies import StrategyRule
 
 Number = TypeVar("Number", bound=np.generic)
 
@@ -69,7 +72,7 @@ class Setting:
     """One point of a policy's frontier: the rule at one budget, price or threshold, and what that is called."""
 
     label: str
-    rule: Rule
+    rule: Rule | StrategyRule
 
 
 class Policy(Protocol):

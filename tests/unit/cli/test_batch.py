@@ -282,3 +282,13 @@ def end(server: Server, batch_id: str) -> None:
         while batch.state not in {BatchState.COMPLETED, BatchState.CANCELLED}:
             finalize(session, batch, utc_now())
             session.refresh(batch)
+
+
+def test_a_plan_says_what_amounts_would_reach(priced: Server, allotd: Allotd, file: Path) -> None:
+    told = allotd("plan", str(file), "--tenant", "acme", "--what-if", "0.000001,5")
+    refused = allotd("plan", str(file), "--tenant", "acme", "--what-if", "5,lots")
+
+    assert "4 of 5 lines can run" in told.out
+    assert "right answers" in told.out
+    assert refused.code == 1
+    assert "'lots' is no number" in refused.err
