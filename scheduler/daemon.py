@@ -19,8 +19,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Batch, LlmRow, QueryRow
-from scheduler import alerts, dispatch, files, presence, recovery
+from scheduler import alerts, champion, dispatch, files, pacing, presence, recovery
 from scheduler.audit.schedule import auditing
+from scheduler.budgets import allot_window
+from scheduler.champion import Champion
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.courier import delivering
 from scheduler.database import open_database, reading
@@ -28,9 +30,9 @@ from scheduler.finalization import finalize
 from scheduler.intake import advance_intake
 from scheduler.outages import in_words
 from scheduler.planning import choose_window, draft_plans, fund_window
-from scheduler.prediction import FixedPriors, Predictor
 from scheduler.settings import Settings
 from scheduler.states import QUERY_OPEN, BatchState
+from scheduler.tuning import tuning
 from scheduler.unread import IS_CALLED_OFF_UNREAD
 from scheduler.wiring import Services, make_services
 
@@ -59,7 +61,7 @@ class Daemon:
 
     services: Services
     celery: Celery
-    predictor: Predictor = field(default_factory=FixedPriors)
+    predictor: Champion = field(default_factory=Champion)
     rotation: DeficitRoundRobin = field(default_factory=DeficitRoundRobin)
     _ticks: int = 0
     _watch: presence.Watch = field(init=False)
@@ -71,9 +73,10 @@ class Daemon:
 
     def tick(self) -> bool:
         """Do everything that is due; returns whether there may be more to do at once."""
-        steps = [self.take_in, self.plan, self.send, self.finish]
+        steps = [self.take_in, self.follow_champion, self.plan, self.send, self.finish]
         if self._ticks % SELDOM == 0:
-            steps = [self.bury, self.take_back, self.call_off, self.resume, self.announce, *steps, self.forget_files]
+            steps = [self.bury, self.take_back, self.call_off, self.resume, self.announce, self.learn, *steps]
+            steps.append(self.forget_files)
         self._ticks += 1
         busy = False
         for step in steps:
@@ -150,16 +153,33 @@ class Daemon:
             alerts.mark_announced(session, [alert.id for alert in news], self.services.clock())
         return True
 
+    def follow_champion(self) -> bool:
+        """Take up a promoted predictor, and drop one whose file is gone or changed."""
+        with looking(self.services.sessions) as session:
+            finding = self.predictor.look(session)
+        if finding is not None:
+            with self.services.sessions.begin() as session:
+                champion.record(session, finding, self.services.clock())
+        return False
+
+    def learn(self) -> bool:
+        """Let plain priors see what was sampled since they last looked."""
+        with looking(self.services.sessions) as session:
+            self.predictor.plain.read_on(session)
+        return False
+
     def plan(self) -> bool:
         """Plan and fund one window."""
         settings, now = self.services.settings, self.services.clock()
         with looking(self.services.sessions) as session:
             rows = choose_window(session, self.rotation, settings, now)
             drafts = draft_plans(session, rows, self.predictor, settings, now) if rows else []
+            window = allot_window(session, drafts, settings, now, may_abandon=self.predictor.is_learned)
         if not drafts:
             return False
         with self.services.sessions.begin() as session:
-            funded = fund_window(session, drafts, now)
+            funded = fund_window(session, window.drafts, now)
+            pacing.remember(session, window.moves, now)
         log.debug("window_planned", queries=len(drafts), funded=len(funded))
         return True
 
@@ -226,7 +246,7 @@ def run(settings: Settings) -> None:
             log.info("daemon_leads")
             services = make_services(settings)
             daemon = Daemon(services=services, celery=dispatch.make_celery(settings.broker_url))
-            with delivering(services), auditing(services):
+            with delivering(services), auditing(services), tuning(services):
                 while not stop.is_set() and leads():
                     if not daemon.tick():
                         stop.wait(settings.tick_s)

@@ -13,12 +13,12 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from models.tables import Alert, Batch, Delivery, QueryRow, Tenant, WebhookRow, Worker
+from models.tables import Alert, Batch, Delivery, PredictorRow, QueryRow, Tenant, WebhookRow, Worker
 from scheduler.audit import last_audit
 from scheduler.caps import CapStatus, list_caps
 from scheduler.core.pricing import NANOUSD_PER_USD
 from scheduler.database import reading
-from scheduler.states import BATCH_FINAL, QUERY_OPEN, BatchState, DeliveryState
+from scheduler.states import BATCH_FINAL, QUERY_OPEN, BatchState, DeliveryState, PredictorState
 from scheduler.types import AlertKind
 from scheduler.wiring import Services
 
@@ -74,6 +74,7 @@ class DatabaseCollector(Collector):
                     *_ledger(session),
                     _alerts(session),
                     _deliveries(session),
+                    _predictors(session),
                 ]
         except SQLAlchemyError as error:
             log.warning("scrape_failed", error=str(error))
@@ -200,4 +201,15 @@ def _deliveries(session: Session) -> Metric:
     )
     for state in (DeliveryState.PENDING, DeliveryState.DEAD):
         family.add_metric((state.value,), found.get(state, 0))
+    return family
+
+
+def _predictors(session: Session) -> Metric:
+    family = GaugeMetricFamily(
+        "allotd_predictor_usable",
+        "Whether the promoted predictor can be used; 0 means plain priors.",
+        labels=("version",),
+    )
+    for row in session.scalars(select(PredictorRow).where(PredictorRow.state == PredictorState.CHAMPION)):
+        family.add_metric((row.version,), float(row.unusable_because is None))
     return family

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -32,14 +32,26 @@ WANTED_FIRST = (QueryRow.priority.desc(), QueryRow.id)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
-    """A plan before it is written, with what it was drawn from."""
+    """A plan before it is written, with what it was drawn from, and what it is expected to gain and to cost.
+
+    `drawn` samples were paid for by earlier attempts. `policy` says who decided on its budget (see
+    `scheduler.budgets`), with what chance.
+    """
 
     query: Query
     tenant_id: str
+    batch_id: str
     plan: Plan
     prediction: Prediction
     price: Price
+    is_auto: bool = False
+    drawn: int = 0
+    policy: str = "fixed"
+    propensity: float = 1.0
+    gain: float | None = None
+    cost_nanousd: float | None = None
     parked_because: str | None = None
+    abandoned_because: str | None = None
     need_nanousd: int = 0
 
 
@@ -107,6 +119,9 @@ def draft_plans(
             Draft(
                 query=query,
                 tenant_id=row.tenant_id,
+                batch_id=row.batch_id,
+                is_auto=row.strategy == "auto",
+                drawn=row.samples_drawn,
                 plan=plan,
                 prediction=prediction,
                 price=prices[query.model],
@@ -118,6 +133,8 @@ def draft_plans(
 
 def fund_window(session: Session, drafts: Sequence[Draft], now: datetime) -> list[int]:
     """Write the plans of those queries that still wait, and park what no cap can pay; returns the new attempts' ids."""
+    _abandon(session, [draft for draft in drafts if draft.abandoned_because is not None], now)
+    drafts = [draft for draft in drafts if draft.abandoned_because is None]
     parked, funded = _split_by_funds(session, drafts, now)
     refusals.note_unfunded(session, {(d.tenant_id, d.query.model): d.need_nanousd for d in reversed(parked)}, now)
     for draft in parked:
@@ -159,6 +176,24 @@ def fund_window(session: Session, drafts: Sequence[Draft], now: datetime) -> lis
         for draft, plan_id in zip(funded, plan_ids, strict=True)
     ]
     return list(session.scalars(insert(Attempt).returning(Attempt.id, sort_by_parameter_order=True), attempts))
+
+
+def _abandon(session: Session, drafts: Sequence[Draft], now: datetime) -> None:
+    """End queries that are not worth what they would cost, with the reason, and keep the plans that say so."""
+    for draft in drafts:
+        abandoned = session.execute(
+            update(QueryRow)
+            .where(QueryRow.id == draft.query.id, QueryRow.state == QueryState.QUEUED)
+            .values(
+                state=QueryState.ABANDONED,
+                because=draft.abandoned_because,
+                finished_at=now,
+                prompt_tokens_estimated=draft.query.prompt_tokens,
+            )
+            .returning(QueryRow.id)
+        ).first()
+        if abandoned is not None:
+            session.execute(insert(PlanRow), [_plan_row(draft, now) | {"samples_max": 0}])
 
 
 def waiting_groups(session: Session, state: QueryState) -> list[tuple[str, str]]:
@@ -218,11 +253,13 @@ def estimate_nanousd(plan: Plan, query: Query, prediction: Prediction, price: Pr
     """What a plan will cost: (low, expected, worst) nano-dollars.
 
     Low is one sample of median length; expected half of the sample budget, each in a wave of its own; worst every
-    sample in a wave of its own at full length.
+    sample in a wave of its own at full length. `uniform` draws all of it whatever comes.
     """
     median = min(plan.tokens_max, prediction.tokens_p50)
     low = price.most_nanousd(query.prompt_tokens, 1, median)
     expected = low * max(1, (plan.samples_max + 1) // 2)
+    if plan.arm.strategy == "uniform":
+        low = expected = price.most_nanousd(query.prompt_tokens, plan.samples_max, median)
     worst = price.most_nanousd(query.prompt_tokens_max, 1, plan.tokens_max) * plan.samples_max
     return low, expected, worst
 
@@ -240,6 +277,7 @@ def as_query(row: QueryRow | Any, llm: LlmRow | Any | None) -> Query:
         prompt_tokens_max=prompt.tokens_max,
         verifier=VerifierSpec(kind=Verdict(row.verifier), reference=row.reference) if row.verifier else None,
         task=row.task,
+        tenant_id=row.tenant_id,
         temperature=body.get("temperature"),
         params={key: value for key, value in body.items() if key not in {"model", "messages"}},
     )
@@ -281,7 +319,7 @@ def _split_by_funds(session: Session, drafts: Sequence[Draft], now: datetime) ->
             left[key] = tightest_cap(session, *key, now)
         tightest = left[key]
         if tightest is not None and tightest[0] < draft.need_nanousd:
-            parked.append(_parked(draft, tightest[1]))
+            parked.append(replace(draft, parked_because=tightest[1]))
         else:
             funded.append(draft)
     return parked, funded
@@ -294,18 +332,6 @@ def tightest_cap(session: Session, tenant_id: str, model: str, now: datetime) ->
     for cap in live_caps(session, tenant_id, model):
         leaves.append((left_under(session, cap, timezone, now), name_of(cap)))
     return min(leaves, default=None)
-
-
-def _parked(draft: Draft, because: str) -> Draft:
-    return Draft(
-        query=draft.query,
-        tenant_id=draft.tenant_id,
-        plan=draft.plan,
-        prediction=draft.prediction,
-        price=draft.price,
-        parked_because=because,
-        need_nanousd=draft.need_nanousd,
-    )
 
 
 def _plan_row(draft: Draft, now: datetime) -> dict[str, Any]:
@@ -322,6 +348,12 @@ def _plan_row(draft: Draft, now: datetime) -> dict[str, Any]:
         "tokens_p50": draft.prediction.tokens_p50,
         "tokens_p90": draft.prediction.tokens_p90,
         "predictor_version": draft.prediction.version,
+        "policy": draft.policy,
+        "propensity": draft.propensity,
+        "explored": draft.policy == "explore",
+        "sample_nanousd": draft.plan.sample_nanousd,
+        "gain": draft.gain,
+        "cost_nanousd": draft.cost_nanousd,
         "created_at": now,
     }
 

@@ -18,7 +18,10 @@ under 256, where its recording was cut."""
 class Predictor(Protocol):
     """Predicts each query under each arm."""
 
-    version: str
+    @property
+    def version(self) -> str:
+        """What plans made with it name."""
+        ...
 
     def predict(self, queries: Sequence[Query], arms: Sequence[Arm]) -> list[Prediction]:
         """One prediction for each pair of `queries` and `arms` (equally long), in order."""

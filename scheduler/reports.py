@@ -132,7 +132,7 @@ def _add_ended_queries(session: Session, scope: Scope, by: By, groups: dict[str 
         .outerjoin(chosen, chosen.id == QueryRow.chosen_sample_id)
         .outerjoin(largest, largest.c.batch_id == QueryRow.batch_id),
         by,
-    ).where(*_ended(scope))
+    ).where(*ended(scope))
     for name, state, count, *sums in session.execute(statement.group_by(_BY_KEY, QueryRow.state)):
         labelled, correct, samples, discarded, spent, uniform_cost = (int(value or 0) for value in sums)
         _group(groups, name).add(
@@ -154,7 +154,7 @@ def _add_ended_queries(session: Session, scope: Scope, by: By, groups: dict[str 
 def _add_latencies(session: Session, scope: Scope, by: By, groups: dict[str | None, SpendGroup]) -> None:
     key = _key(session, by, at=_ended_at(), model=_planned_model())
     statement = _joined(select(key, QueryRow.started_at, QueryRow.finished_at).select_from(QueryRow), by).where(
-        QueryRow.started_at.is_not(None), QueryRow.finished_at.is_not(None), *_ended(scope)
+        QueryRow.started_at.is_not(None), QueryRow.finished_at.is_not(None), *ended(scope)
     )
     for name, started_at, finished_at in _streamed(session, statement):
         _group(groups, name).latencies_s.append((finished_at - started_at).total_seconds())
@@ -219,7 +219,8 @@ def _within(scope: Scope, tenant_id: Any, batch_id: Any, at: Any) -> list[Column
     return conditions
 
 
-def _ended(scope: Scope) -> list[ColumnElement[bool]]:
+def ended(scope: Scope) -> list[ColumnElement[bool]]:
+    """The conditions under which a query ended within a scope."""
     within = _within(scope, QueryRow.tenant_id, QueryRow.batch_id, _ended_at())
     return [QueryRow.state.in_(sorted(QUERY_FINAL)), *within]
 

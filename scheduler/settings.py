@@ -53,6 +53,16 @@ class Settings(BaseSettings):
     attempts_max: int = Field(default=5, ge=1)
     """Attempts that may die under a query before it is called failed: it may be what kills them."""
 
+    # Learning
+    explore_share: float = Field(default=0.02, ge=0, le=1)
+    """Queries that get the plain budget by lot: without them, nothing is known of what was not chosen."""
+    predictors_dir: Path = Path("predictors")
+    """Where fitted predictors are kept; every daemon must see the same folder."""
+    retune_every_s: float = Field(default=6 * 3600.0, gt=0)
+    """How often a challenger is fitted where there is something new to learn from."""
+    retune_examples_min: int = Field(default=200, ge=20)
+    """Settled queries with known correctness that fitting needs; of fewer, plain priors make as much."""
+
     # Webhooks
     webhooks_private: bool = False
     """Whether webhooks may lead to this machine and its private networks: who may set one could else reach them."""

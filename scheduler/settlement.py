@@ -281,4 +281,7 @@ def as_plan(row: PlanRow) -> Plan:
         tokens_max=row.tokens_max,
         ceiling_nanousd=row.ceiling_nanousd,
         price=row.price,
+        alpha=row.alpha,
+        beta=row.beta,
+        sample_nanousd=row.sample_nanousd,
     )

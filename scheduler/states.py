@@ -63,3 +63,12 @@ class DeliveryState(StrEnum):
     PENDING = "pending"
     DELIVERED = "delivered"
     DEAD = "dead"
+
+
+class PredictorState(StrEnum):
+    """Where a predictor stands: in use, asked for or being judged, kept out with a reason, or used no more."""
+
+    CHAMPION = "champion"
+    CHALLENGER = "challenger"
+    KEPT_OUT = "kept_out"
+    RETIRED = "retired"

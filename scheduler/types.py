@@ -65,6 +65,7 @@ class Query:
     prompt_tokens_max: int
     verifier: VerifierSpec | None = None
     task: str | None = None
+    tenant_id: str | None = None
     temperature: float | None = None
     params: Json = field(default_factory=dict)
 
@@ -87,6 +88,8 @@ class Plan:
     """How one query will be answered, and the most it may cost.
 
     `price` is the window's shadow price: expected correct answers that one nano-dollar must buy; 0 stops nothing.
+    `alpha`, `beta` and `sample_nanousd` are what stopping weighs against it: the belief in one sample's success, and
+    what one more sample is expected to cost.
     """
 
     query_id: int
@@ -95,6 +98,9 @@ class Plan:
     tokens_max: int
     ceiling_nanousd: int | None
     price: float = 0.0
+    alpha: float = 1.0
+    beta: float = 1.0
+    sample_nanousd: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +108,7 @@ class Prediction:
     """What is believed of a query under one arm before anything is spent.
 
     `alpha` and `beta` are the parameters of a Beta distribution of the chance that one sample is right;
-    `tokens_p50` and `tokens_p90` are quantiles of a completion's length in tokens.
+    `tokens_p50` and `tokens_p90` are quantiles of a completion's length in tokens, `tokens_mean` its mean where known.
     """
 
     alpha: float
@@ -110,6 +116,12 @@ class Prediction:
     tokens_p50: int
     tokens_p90: int
     version: str
+    tokens_mean: float | None = None
+
+    @property
+    def tokens_expected(self) -> float:
+        """A completion's expected length."""
+        return self.tokens_mean if self.tokens_mean is not None else float(self.tokens_p50)
 
     @property
     def success_rate(self) -> float:

@@ -28,8 +28,14 @@ from scheduler.states import BATCH_FINAL, BatchState
 from scheduler.wiring import utc_now
 
 ROOT = Path(__file__).parents[1]
-QUICK = {"tick_s": "0.05", "heartbeat_s": "0.5", "lease_s": "1.5", "redispatch_s": "2"}
-"""Times for tests: the same ratios as in production, a tenth as long."""
+QUICK = {
+    "tick_s": "0.05",
+    "heartbeat_s": "0.5",
+    "lease_s": "1.5",
+    "redispatch_s": "2",
+    "retune_examples_min": "1000000",
+}
+"""Times for tests: the same ratios as in production, a tenth as long. Nothing is trained unless a test wants it."""
 
 COMMANDS: dict[str, tuple[str, ...]] = {
     "daemon": (sys.executable, "-m", "scheduler.cli", "daemon"),

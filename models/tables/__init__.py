@@ -4,7 +4,7 @@ from models.tables.alerts import Alert, Delivery, WebhookRow
 from models.tables.base import Table
 from models.tables.money import Audit, Correction, Entry, PriceRow
 from models.tables.serving import LlmRow, PredictorRow
-from models.tables.tenants import ApiKey, Cap, CapPeriod, Tenant
+from models.tables.tenants import ApiKey, Cap, CapPeriod, Pace, Tenant
 from models.tables.work import (
     Attempt,
     Batch,
@@ -33,6 +33,7 @@ __all__ = [
     "FileChunk",
     "Label",
     "LlmRow",
+    "Pace",
     "PlanRow",
     "PredictorRow",
     "PriceRow",

@@ -33,7 +33,7 @@ class PredictorRow(Table):
 
     version: Mapped[str] = mapped_column(primary_key=True)
     state: Mapped[str]
-    """champion, challenger, kept_out or retired."""
+    """champion, challenger (asked for or being judged), kept_out or retired."""
     path: Mapped[str | None] = mapped_column(default=None)
     sha256: Mapped[str | None] = mapped_column(default=None)
     card_json: Mapped[str] = mapped_column(Text)
@@ -42,3 +42,5 @@ class PredictorRow(Table):
     created_at: Mapped[datetime]
     promoted_at: Mapped[datetime | None] = mapped_column(default=None)
     retired_at: Mapped[datetime | None] = mapped_column(default=None)
+    unusable_because: Mapped[str | None] = mapped_column(Text, default=None)
+    """Why the daemon could not use it when it last tried, and plans with plain priors instead."""

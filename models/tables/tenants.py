@@ -87,3 +87,20 @@ class CapPeriod(Table):
     """The part of the cap neither spent nor held when a query was first refused: the phantom-block figure."""
     held_at_refusal_nanousd: Mapped[int | None] = mapped_column(default=None)
     """What waves in flight held at that moment: their unused part comes back, and what was refused goes on with it."""
+
+
+class Pace(Table):
+    """The shadow price of one budget in one period, so that a restarted daemon goes on at the same one."""
+
+    __tablename__ = "paces"
+
+    scope: Mapped[str] = mapped_column(primary_key=True)
+    """The cap's id, or that of a batch with a limit of its own."""
+    starts_at: Mapped[datetime] = mapped_column(primary_key=True)
+    """When the period began."""
+    tenant_id: Mapped[str] = mapped_column(ForeignKey("tenants.id", ondelete="CASCADE"), index=True)
+    price: Mapped[float]
+    """Expected right answers that one nano-dollar must buy."""
+    windows: Mapped[int]
+    """How many windows have moved it."""
+    updated_at: Mapped[datetime]

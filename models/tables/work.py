@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, desc
+from sqlalchemy import CheckConstraint, ForeignKey, Index, LargeBinary, Text, UniqueConstraint, desc, false, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from models.tables.base import Purse, RowId, Table, purse_checks
@@ -157,6 +157,14 @@ class PlanRow(Table):
     propensity: Mapped[float] = mapped_column(default=1.0)
     """The chance with which this policy was chosen, for evaluation by inverse propensity."""
     created_at: Mapped[datetime]
+    explored: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Whether the lot gave it the plain budget, so that what is learned from is not only what was chosen."""
+    sample_nanousd: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
+    """What one more sample was expected to cost."""
+    gain: Mapped[float | None] = mapped_column(default=None)
+    """The chance of a right answer that the plan was expected to reach."""
+    cost_nanousd: Mapped[float | None] = mapped_column(default=None)
+    """What the plan was expected to cost."""
 
 
 class Worker(Table):

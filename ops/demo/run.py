@@ -17,7 +17,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))
 
 from smollm import fetch_smollm
-from workload import MODEL, WORKLOAD
+from workload import MODEL, WORKLOAD, comparable
 
 ALLOTD = str(Path(sys.executable).with_name("allotd"))
 UP = (ALLOTD, "up", "--served-name", MODEL, "--eager", "--port", "0")
@@ -25,8 +25,13 @@ OUTPUT = Path(__file__).resolve().parents[2] / "demo-output"
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 INTERN_LINES = 20
+COMPARED_LINES, COMPARED_SAMPLES = 60, 4
+COMPARED_CAP_USD = "0.0005"
+"""Less than four samples for each of the questions cost."""
 PARKED_EXIT = 3
 """What `allotd batch submit --wait` exits with where all that is left waits for a cap."""
+UNANSWERED_EXIT = 4
+"""The same where lines ended without an answer: a promoted predictor may abandon the hopeless."""
 
 
 class DemoFailed(Exception):
@@ -49,6 +54,8 @@ def main() -> int:
             wait_until_up(up)
             batch = run_batches(Path(scratch))
             check(batch)
+            compare(Path(scratch))
+            learn()
         finally:
             left = stop(up)
     if left:
@@ -76,6 +83,32 @@ def run_batches(scratch: Path) -> dict[str, Any]:
     [batch] = batches["data"] if isinstance(batches, dict) else batches
     allotd("batch", "output", batch["id"], "-o", str(OUTPUT / "answers.jsonl"))
     return dict(batch)
+
+
+def compare(scratch: Path) -> None:
+    """The same questions with the same samples for every query and with adaptive budgets, under the same cap."""
+    print("\nThe same questions twice, under the same cap: all samples for every query, and adaptive budgets.")
+    questions = scratch / "questions.jsonl"
+    questions.write_text(comparable(COMPARED_LINES, COMPARED_SAMPLES))
+    for strategy in ("uniform", "auto"):
+        allotd("tenant", "create", strategy, show=False)
+        allotd("cap", "set", strategy, COMPARED_CAP_USD, "--per", "day")
+        submit = ("batch", "submit", str(questions), "--tenant", strategy, "--strategy", strategy, "--wait")
+        allotd(*submit, expect=(0, PARKED_EXIT, UNANSWERED_EXIT))
+    for strategy in ("uniform", "auto"):
+        spend = json.loads(allotd("report", "--tenant", strategy, "--json", show=False))["total"]
+        tokens = spend["prompt_tokens"] + spend["completion_tokens"]
+        print(
+            f"  {strategy:<8} {spend['correct']:>3} right of {COMPARED_LINES} ({spend['queries']} answered), "
+            f"{spend['samples']:>4} samples, {tokens:>6} tokens, {spend['cost_usd']} USD"
+        )
+    allotd("report", "--tenant", "auto")
+
+
+def learn() -> None:
+    """Train a predictor from what was answered so far; it is promoted or kept out, and says why."""
+    allotd("predictor", "train")
+    allotd("predictor", "history")
 
 
 def check(batch: dict[str, Any]) -> None:

@@ -52,6 +52,16 @@ def _line(custom_id: str, question: str, answer: int, *, task: str, tokens_max: 
     }
 
 
+def comparable(lines: int, samples_max: int) -> str:
+    """Every second question without a strategy of its own, so that a whole batch can be answered by one."""
+    chosen = list(workload())[::2][:lines]
+    for line in chosen:
+        asked = line["body"]["allotd"]
+        asked.pop("strategy", None)
+        asked["samples_max"] = samples_max
+    return "".join(json.dumps(line) + "\n" for line in chosen)
+
+
 def as_jsonl() -> str:
     """The workload as a batch's input file."""
     return "".join(json.dumps(line) + "\n" for line in workload())

@@ -23,6 +23,7 @@ from scheduler.api import (
     files,
     ledger,
     llms,
+    predictors,
     prices,
     probes,
     spend,
@@ -51,6 +52,7 @@ ROUTERS = (
     engines,
     alerts,
     webhooks,
+    predictors,
     probes,
 )
 UNMATCHED = "unmatched"

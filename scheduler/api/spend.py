@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -17,6 +18,7 @@ from scheduler.api.sessions import Now, Reading
 from scheduler.api.shapes import Instant, Reply, in_utc, usd, usd_or_none
 from scheduler.cancellation import find_batch
 from scheduler.errors import InvalidRequest
+from scheduler.insight import Insight, insight
 from scheduler.spend_groups import SpendGroup
 
 router = APIRouter(prefix="/v1/spend", tags=["spend"], route_class=StrictRoute)
@@ -50,6 +52,42 @@ class SpendGroupReply(Reply):
     prompt_estimate_error: float | None
 
 
+class PromiseReply(Reply):
+    """Queries whose plans promised about the same chance of a right answer, and the share that came right."""
+
+    promised: float
+    right: float
+    queries: int
+
+
+class PolicyReply(Reply):
+    """What one way of setting budgets (`allotd`, or `explore`: the plain budget by lot) is estimated to reach."""
+
+    policy: str
+    queries: int
+    labelled: int
+    accuracy: float | None
+    cost_usd: str | None
+
+
+class PriceNowReply(Reply):
+    """The shadow price of a cap that binds, and what it says."""
+
+    tenant: str
+    budget: str
+    right_per_usd: float
+    sentence: str
+
+
+class BudgetsReply(Reply):
+    """How budgets were set: by which predictor now, how well promises were kept, and what one more dollar would buy."""
+
+    predictor_version: str
+    calibration: list[PromiseReply]
+    policies: list[PolicyReply]
+    prices: list[PriceNowReply]
+
+
 class SpendReply(Reply):
     """A spend report; `from` and `to` (the first instant after it) are null where the period is open."""
 
@@ -60,6 +98,7 @@ class SpendReply(Reply):
     groups: list[SpendGroupReply]
     total: SpendGroupReply
     caps: list[CapReply]
+    budgets: BudgetsReply
 
 
 @router.get("", responses=documented())
@@ -96,7 +135,31 @@ def spend(
             "groups": [_group(group) for group in report.groups],
             "total": _group(report.total),
             "caps": [cap_reply(status) for status in report.caps],
+            "budgets": _budgets(insight(session, scope, now)),
         }
+    )
+
+
+def _budgets(found: Insight) -> BudgetsReply:
+    return BudgetsReply(
+        predictor_version=found.predictor_version,
+        calibration=[PromiseReply(**asdict(one)) for one in found.calibration],
+        policies=[
+            PolicyReply(
+                policy=one.policy,
+                queries=one.queries,
+                labelled=one.labelled,
+                accuracy=one.accuracy,
+                cost_usd=None if one.cost_nanousd is None else usd(round(one.cost_nanousd)),
+            )
+            for one in found.policies
+        ],
+        prices=[
+            PriceNowReply(
+                tenant=one.tenant_name, budget=one.budget, right_per_usd=one.right_per_usd, sentence=one.sentence
+            )
+            for one in found.prices
+        ],
     )
 
 

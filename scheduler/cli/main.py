@@ -16,6 +16,7 @@ from scheduler.cli import (
     key,
     ledger,
     plan,
+    predictor,
     price,
     record,
     report,
@@ -43,6 +44,7 @@ app.add_typer(cap.app, name="cap")
 app.add_typer(price.app, name="price")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(batch.app, name="batch")
+app.add_typer(predictor.app, name="predictor")
 app.command()(report.report)
 app.command()(record.record)
 app.command()(simulate.simulate)

@@ -86,6 +86,7 @@ class Embedded:
             "ALLOTD_LLM_URL": self.llm_url,
             "ALLOTD_ENGINE": "vllm",
             "ALLOTD_ADMIN_KEY": self.admin_key,
+            "ALLOTD_PREDICTORS_DIR": str(self.directory / "predictors"),
         }
 
     def valkey(self) -> Part:

@@ -94,6 +94,25 @@ def _print_tables(by: By, spend: Mapping[str, Any]) -> None:
     if spend["caps"]:
         say("")
         print_caps(spend["caps"])
+    say("")
+    _print_budgets(spend["budgets"])
+
+
+def _print_budgets(budgets: Mapping[str, Any]) -> None:
+    say(f"Budgets are set by {budgets['predictor_version']}.")
+    for price in budgets["prices"]:
+        say(f"{price['tenant']}, {price['budget']}: {price['sentence']}")
+    if budgets["calibration"]:
+        say("")
+        kept = [(_percent(one["promised"]), _percent(one["right"]), one["queries"]) for one in budgets["calibration"]]
+        print_table(("promised", "came right", "queries"), kept, right="promised  came right  queries", empty="")
+    if any(one["queries"] for one in budgets["policies"]):
+        say("")
+        rows = [
+            (one["policy"], one["queries"], _percent(one["accuracy"]), one["cost_usd"]) for one in budgets["policies"]
+        ]
+        headings = ("budget by", "queries", "accuracy", "USD per query")
+        print_table(headings, rows, right="  ".join(headings[1:]), empty="")
 
 
 def _print_outcomes(by: By, groups: Sequence[Mapping[str, Any]]) -> None:

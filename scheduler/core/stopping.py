@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
+WORTH_MAX = 1 << 20
+"""As good as endless: more samples than any plan has."""
+
 SETTLED_AT = 0.95
 """The confidence at which a vote is settled; the threshold of Adaptive-Consistency's published figures."""
 
@@ -39,3 +44,15 @@ def votes_to_settle(leader: int, runner_up: int, votes_max: int, settled_at: flo
         if is_decided(leader + more, runner_up, votes_max - more) or is_settled(leader + more, runner_up, settled_at):
             return more
     return votes_max
+
+
+def samples_worth(alpha: float, beta: float, failures: int, sample_cost: float, price: float) -> int:
+    """How many more samples are worth their price, should all of them fail.
+
+    The chance that the next one is right after k failures is alpha / (alpha + beta + k); it only falls, so what is not
+    worth its price now will not be later (the Pandora rule, arXiv 2510.01394).
+    """
+    if price <= 0 or sample_cost <= 0:
+        return WORTH_MAX
+    last = alpha / (price * sample_cost) - alpha - beta  # the failures after which chance = price * cost
+    return min(WORTH_MAX, max(0, math.floor(last) - failures + 1))

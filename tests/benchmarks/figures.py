@@ -30,7 +30,9 @@ class Figure:
 
     @property
     def bar(self) -> str:
-        """The bar as people write it."""
+        """The bar as people write it; empty where there is none."""
+        if self.at_least is None and self.at_most is None:
+            return ""
         return f">= {self.at_least:g}" if self.at_least is not None else f"<= {self.at_most:g}"
 
 

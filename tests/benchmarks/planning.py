@@ -24,12 +24,15 @@ from sqlalchemy.orm import Session, sessionmaker
 from models.tables import Attempt, Batch, CapPeriod, QueryRow
 from scheduler import ledger, settlement
 from scheduler.batch_view import batch_object
+from scheduler.budgets import ALLOTTED, allot_window
+from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.periods import Period, period_bounds
-from scheduler.daemon import Daemon
+from scheduler.daemon import Daemon, looking
 from scheduler.dispatch import make_celery
 from scheduler.errors import SchedulerError
 from scheduler.ledger import Reservation, Settlement, WaveRequest
 from scheduler.logs import configure_logging
+from scheduler.planning import choose_window, draft_plans
 from scheduler.settings import Settings
 from scheduler.settlement import Work
 from scheduler.states import AttemptState, BatchState, QueryState
@@ -48,12 +51,14 @@ WINDOWS = 5
 GROWTH_MAX = 1.5
 """How much dearer a query or a tick may be at 50k than at 1k: deeper trees and colder pages, not a longer search."""
 LIMIT_NANOUSD = 10**12
+SCARCE_NANOUSD = 600
+"""What the tenants' own cap leaves for each of their queries: two samples, so that every window has to be priced."""
 EVER, _ = period_bounds(Period.TOTAL, NOW, "UTC")
 ROWS_AT_ONCE = 1000
 QUERIES = cast("SqlTable", QueryRow.__table__)
 PER_QUERY = ("plan", "send", "claim", "reserve", "settle", "end")
 PER_TICK = ("take back", "call off", "resume", "finish")
-PER_READ = ("batch object",)
+PER_READ = ("batch object", "predict", "allot")
 T = TypeVar("T")
 
 
@@ -111,6 +116,7 @@ def measure(sessions: sessionmaker[Session], waiting: int) -> Costs:
         costs.time("take back", daemon.take_back)
         costs.time("call off", daemon.call_off)
         costs.time("resume", daemon.resume)
+        think(daemon, costs)
         costs.time("plan", daemon.plan)
         costs.time("send", daemon.send)
         settled = work_off(sessions, settings, costs)
@@ -122,6 +128,16 @@ def measure(sessions: sessionmaker[Session], waiting: int) -> Costs:
     for seconds in costs.rounds.values():
         del seconds[0]
     return costs
+
+
+def think(daemon: Daemon, costs: Costs) -> None:
+    """Time once more, by themselves, those parts of `plan` that predict and that allocate; nothing is written."""
+    settings = daemon.services.settings
+    with looking(daemon.services.sessions) as session:
+        rows = choose_window(session, DeficitRoundRobin(), settings, NOW)
+        drafts = costs.time("predict", partial(draft_plans, session, rows, daemon.predictor, settings, NOW))
+        window = costs.time("allot", partial(allot_window, session, drafts, settings, NOW, may_abandon=False))
+    assert all(draft.plan.price > 0 for draft in window.drafts if draft.policy == ALLOTTED), "the caps bind"
 
 
 def work_off(sessions: sessionmaker[Session], settings: Settings, costs: Costs) -> int:
@@ -180,7 +196,7 @@ def fill(sessions: sessionmaker[Session], waiting: int, settings: Settings) -> N
     with sessions.begin() as session:
         for number in range(TENANTS):
             tenant = add_tenant(session, f"tenant-{number}")
-            add_cap(session, tenant, LIMIT_NANOUSD)
+            add_cap(session, tenant, waiting // TENANTS * SCARCE_NANOUSD)
             add_cap(session, tenant, LIMIT_NANOUSD, period="month", model=MODEL)
             add_queries(session, add_batch(session, tenant), waiting // TENANTS)
         poor = add_tenant(session, "poor")
@@ -213,7 +229,7 @@ def query_values(batch: Batch, line: int) -> dict[str, object]:
         "state": QueryState.QUEUED,
         "model": MODEL,
         "body_json": json.dumps(body),
-        "strategy": "direct",
+        "strategy": "auto",
         "verifier": "numeric",
         "reference": str(line + line % 97),
         "created_at": NOW,
@@ -229,7 +245,15 @@ def growth(database: str, costs: dict[int, Costs]) -> list[Figure]:
     """How much dearer a query and a tick are in the longest queue than in the shortest."""
     smallest, largest = costs[SIZES[0]], costs[SIZES[-1]]
     named = {"planning and settling a query": PER_QUERY, "a tick's housekeeping": PER_TICK}
-    return [
+    tick = largest.sums(("plan", "send", *PER_TICK))
+    shares = [
+        Figure(
+            name=f"{what} as a share of a tick at {SIZES[-1] // 1000}k queued, {database}",
+            rounds=tuple(part / whole for part, whole in zip(largest.sums(steps), tick, strict=True)),
+        )
+        for what, steps in (("predicting and allotting", ("predict", "allot")), ("allotting", ("allot",)))
+    ]
+    return shares + [
         Figure(
             name=f"{what} at {SIZES[-1] // 1000}k / at {SIZES[0] // 1000}k, {database}",
             rounds=tuple(seconds / median(smallest.sums(names)) for seconds in largest.sums(names)),

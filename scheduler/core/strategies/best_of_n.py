@@ -1,7 +1,8 @@
-"""Many samples and a verifier: stop at the first one it accepts."""
+"""Many samples and a verifier: stop at the first one it accepts, or where one more is not worth its price."""
 
 from __future__ import annotations
 
+from scheduler.core.stopping import samples_worth
 from scheduler.core.strategies.base import Steps, at_budget, draw, growing_wave, reward
 from scheduler.types import Outcome, Plan, Query, Sample
 
@@ -10,12 +11,19 @@ VERIFIED = 1.0
 
 
 def best_of_n(query: Query, plan: Plan) -> Steps:
-    """Draw up to n samples and keep the one the verifier likes best; stop at the first it accepts."""
+    """Draw up to n samples and keep the one the verifier likes best; stop at the first it accepts.
+
+    Where money is scarce, stop as soon as what the failures leave of the chance of success is not worth the price.
+    """
     best: Sample | None = None
     best_reward = -1.0
     drawn = 0
     while drawn < plan.samples_max:
-        samples = yield from draw(growing_wave(drawn, plan.samples_max), plan.tokens_max)
+        worth = samples_worth(plan.alpha, plan.beta, drawn, plan.sample_nanousd, plan.price)
+        if drawn and worth < 1:
+            return Outcome(chosen=best, because="one more sample is not worth its price", confidence=best_reward)
+        wave = min(growing_wave(drawn, plan.samples_max), max(1, worth))
+        samples = yield from draw(wave, plan.tokens_max)
         if not samples:
             break
         drawn += len(samples)

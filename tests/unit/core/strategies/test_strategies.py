@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scheduler.core.strategies import STRATEGIES, Generate, Score
 from scheduler.core.strategies.base import growing_wave
-from scheduler.types import Arm, Outcome, Plan, Query, Sample
+from scheduler.types import Arm, Outcome, Plan, Query, Sample, Verdict, VerifierSpec
 
 QUERY = Query(
     id=1,
@@ -54,12 +54,14 @@ def drive(
     samples_max: int = 8,
     wave_max: int | None = None,
     judged: Callable[[Sample], float] = is_four,
+    price: float = 0.0,
 ) -> Run:
     """Run a strategy against samples with these answers; when they run out, nothing more is given."""
     source: Iterator[Sample] = map(sample, given_answers)
     waves: list[int] = []
     drawn: list[Sample] = []
-    steps = STRATEGIES[strategy](query, plan(strategy, samples_max))
+    priced = replace(plan(strategy, samples_max), price=price, alpha=1.0, beta=3.0, sample_nanousd=100.0)
+    steps = STRATEGIES[strategy](query, priced)
     reply: object = None
     while True:
         try:
@@ -110,6 +112,31 @@ def test_best_of_n_draws_few_samples_past_the_one_that_ends_it() -> None:
 
     assert run.outcome.because == "verified"
     assert len(run.drawn) <= 1.5 * 21
+
+
+def test_best_of_n_stops_where_one_more_sample_is_not_worth_its_price() -> None:
+    # after k failures the next sample is right with a chance of 1 / (4 + k): 1/8 after four of them
+    run = drive("best_of_n", ["5"] * 40, samples_max=20, price=0.00126)
+
+    assert len(run.drawn) == 4
+    assert run.outcome == Outcome(chosen=sample("5"), because="one more sample is not worth its price", confidence=0.0)
+
+
+def test_best_of_n_draws_its_first_sample_at_any_price() -> None:
+    assert drive("best_of_n", ["4"], price=1e9).outcome.because == "verified"
+
+
+def test_uniform_draws_all_its_samples_at_once_and_keeps_the_best_or_the_most_frequent() -> None:
+    judge = replace(QUERY, verifier=VerifierSpec(kind=Verdict.NUMERIC, reference="4"))
+
+    verified = drive("uniform", ["5", "5", "4", "5"], samples_max=4, query=judge)
+    voted = drive("uniform", ["5", "5", "4", "5"], samples_max=4)
+    cut = drive("uniform", ["5", "4"], samples_max=4, query=judge)
+
+    assert (verified.waves, voted.waves, cut.waves) == ((4,), (4,), (4, 2))
+    assert verified.outcome == Outcome(chosen=sample("4"), because="verified", confidence=1.0)
+    assert (voted.outcome.chosen, voted.outcome.because) == (sample("5"), "majority of all samples")
+    assert cut.outcome.chosen == sample("4")
 
 
 @pytest.mark.parametrize("strategy", ["best_of_n", "self_consistency"])

@@ -1,0 +1,126 @@
+"""When challengers are trained: as asked, on a schedule, and on drift; each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+from sqlalchemy import func, select
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from models.tables import PredictorRow, QueryRow
+from scheduler import predictors, retuning
+from scheduler.database import reading
+from scheduler.settings import Settings
+from scheduler.states import PredictorState
+from scheduler.wiring import Services
+
+LOOK_S = 1.0
+"""How often it is looked whether a challenger was asked for."""
+DUE_EVERY_S = 60.0
+"""How often it is looked whether there is enough that is new, or the predictor in use has drifted."""
+LABELS_AMONG = 50_000
+"""Labels are looked for among so many of the newest queries; where nothing is labelled, there are none to find."""
+STOP_S = 5.0
+SCHEDULED = "its time had come"
+COMPLAINT_CHARACTERS = 300
+
+log = structlog.get_logger()
+
+
+@contextmanager
+def tuning(services: Services) -> Iterator[None]:
+    """Train what is due beside whatever happens in this context: a thread that waits for processes."""
+    stop = threading.Event()
+    thread = threading.Thread(target=_look_again_and_again, args=(services, stop), name="tuning", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(STOP_S)
+
+
+def ask_if_due(services: Services, *, looks_far: bool = True) -> str | None:
+    """The version to be trained now: one that was asked for, or (where one `looks_far`) asked for here as it is due."""
+    now = services.clock()
+    with reading(services.sessions) as session:
+        waiting = session.scalars(
+            select(PredictorRow.version)
+            .where(PredictorRow.state == PredictorState.CHALLENGER)
+            .order_by(PredictorRow.created_at)
+            .limit(1)
+        ).first()
+        if waiting is not None:
+            return waiting
+        because = _due_because(session, services) if looks_far else None
+    if because is None:
+        return None
+    with services.sessions.begin() as session:
+        return predictors.ask(session, because, now).version
+
+
+def train(services: Services, version: str, stop: threading.Event) -> None:
+    """Train in a process of its own; one that dies is kept out with what it said last."""
+    command = (sys.executable, "-m", "scheduler.retuning", version)
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603 (our own module)
+        complaints: list[str] = []
+        reader = threading.Thread(target=lambda: complaints.extend(process.stderr or ()), daemon=True)
+        reader.start()
+        while process.poll() is None:
+            if stop.wait(LOOK_S / 10):
+                process.kill()
+        reader.join(STOP_S)
+    if stop.is_set() or process.returncode == 0:
+        return  # what was broken off is begun anew by the next daemon that leads
+    last = next((line.strip() for line in reversed(complaints) if line.strip()), "it said nothing")
+    because = f"training ended with code {process.returncode}: {last[:COMPLAINT_CHARACTERS]}"
+    log.error("training_failed", version=version, because=because)
+    with services.sessions.begin() as session:
+        predictors.conclude(session, version, is_better=False, because=because, card={}, now=services.clock())
+
+
+def _due_because(session: Session, services: Services) -> str | None:
+    settings = services.settings
+    newest = session.scalars(select(PredictorRow).order_by(PredictorRow.created_at.desc()).limit(1)).first()
+    age_s = (services.clock() - newest.created_at).total_seconds() if newest is not None else None
+    if age_s is None or age_s >= settings.retune_every_s:
+        since = newest.created_at if newest is not None else None
+        return SCHEDULED if _is_enough(session, settings, since) else None
+    champion = predictors.champion(session)
+    if champion is not None and age_s >= DUE_EVERY_S:
+        return retuning.drift(session, champion, json.loads(champion.card_json))
+    return None
+
+
+def _is_enough(session: Session, settings: Settings, since: Any) -> bool:
+    """Whether there is as much that is new as a predictor needs at all."""
+    newest = session.scalar(select(func.max(QueryRow.id))) or 0
+    known = select(QueryRow.id).where(QueryRow.id > newest - LABELS_AMONG, QueryRow.correct.is_not(None))
+    if since is not None:
+        known = known.where(QueryRow.finished_at > since)
+    some = known.order_by(QueryRow.id.desc()).limit(settings.retune_examples_min).subquery()
+    return (session.scalar(select(func.count()).select_from(some)) or 0) >= settings.retune_examples_min
+
+
+def _look_again_and_again(services: Services, stop: threading.Event) -> None:
+    far_in_s = 0.0
+    while not stop.wait(LOOK_S):
+        far_in_s -= LOOK_S
+        try:
+            version = ask_if_due(services, looks_far=far_in_s <= 0)
+            if far_in_s <= 0:
+                far_in_s = DUE_EVERY_S
+            if version is not None:
+                train(services, version, stop)
+        except DBAPIError as error:
+            log.error("tuning_failed", error=str(error))
+        except Exception:
+            log.exception("tuning_failed")
