@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: demo test check bench chaos setup clean
+.PHONY: demo test check bench bench-allocation chaos setup clean
 
 demo: $(READY)
 	$(BIN)/python ops/demo/run.py
@@ -22,6 +22,9 @@ check: $(READY)
 bench: $(READY)
 	$(BIN)/python -m tests.benchmarks
 
+bench-allocation: $(READY)
+	$(BIN)/python -m tests.benchmarks.policies
+
 chaos: $(READY)
 	$(BIN)/python -m tests.chaos --faults 200 --seed 1
 
@@ -34,4 +37,4 @@ $(READY): pyproject.toml ops/install.py
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output
+	rm -rf $(VENV) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache demo-output bench-allocation

@@ -36,6 +36,7 @@ def simulate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws, the splits and the intervals.")] = 0,
     draws: Annotated[int, typer.Option(min=1, max=10_000, help="Random orders of the samples.")] = DRAWS,
+    plot: Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Draw the frontiers.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay policies on recorded pools: accuracy and cost, and how much less than others they spend for the same."""
@@ -52,6 +53,10 @@ def simulate(
         draws=draws,
         seed=seed,
     )
+    if plot is not None:
+        from scheduler.simulation.plots import plot as draw  # noqa: PLC0415
+
+        draw(found, plot)
     if as_json:
         print_json(found.as_json())
     else:
@@ -87,7 +92,7 @@ def _print_versus(found: Simulation, baseline: str) -> None:
         for name, ratios in shown.items()
         if name != baseline
     ]
-    headings = (f"x fewer tokens than {baseline}", *(f"@{n}" for n in settings))
+    headings = (f"x less {'USD' if found.by_usd else 'tokens'} than {baseline}", *(f"@{n}" for n in settings))
     print_table(headings, rows, empty="")
 
 

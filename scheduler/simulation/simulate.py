@@ -61,6 +61,7 @@ class Simulation:
     versus: Mapping[str, Mapping[str, Mapping[str, float | None]]]
     versus_ci95: Mapping[str, Mapping[str, Mapping[str, tuple[float, float] | None]]]
     oracle_share: Mapping[str, float | None]
+    by_usd: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The JSON that programs read."""
@@ -178,6 +179,7 @@ def compare(curves: Mapping[str, Frontier], *, mode: Mode, queries: int, seed: i
         versus=versus,
         versus_ci95=intervals,
         oracle_share=_share(versus),
+        by_usd=any(curve.by_usd for curve in curves.values()),
     )
 
 
