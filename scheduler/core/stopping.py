@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cache
+from math import lgamma
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
 SETTLED_AT = 0.95
 """The confidence at which a vote is settled; the threshold of Adaptive-Consistency's published figures."""
 
@@ -30,6 +37,21 @@ def is_decided(leader: int, runner_up: int, votes_left: int) -> bool:
     return leader - runner_up > votes_left
 
 
+@cache
+def leader_survives(leader: int, runner_up: int, others: int, left: int) -> float:
+    """The chance that `left` more samples do not let the runner-up overtake the leader.
+
+    The next samples vote for the leader, the runner-up or neither (`others` did so) as a Dirichlet-multinomial with the
+    votes so far; unlike `leader_holds` it knows how few samples are left to change anything.
+    """
+    votes, splits = np.arange(left + 1)[:, None], np.arange(left + 1)[None, :]
+    # first how many of the next samples vote for either of the two, then how many of those for the leader
+    either = _log_beta_binomial(votes, left, leader + runner_up + 1.0, others + 1.0)
+    for_leader = _log_beta_binomial(splits, votes, leader + 0.5, runner_up + 0.5)
+    stays = (splits <= votes) & (leader + splits >= runner_up + votes - splits)
+    return float(np.exp(either + for_leader, where=stays, out=np.zeros(stays.shape)).sum())
+
+
 def votes_to_settle(leader: int, runner_up: int, votes_max: int, settled_at: float = SETTLED_AT) -> int:
     """The fewest further votes after which the vote could be settled or decided, if all of them went to the leader.
 
@@ -39,3 +61,15 @@ def votes_to_settle(leader: int, runner_up: int, votes_max: int, settled_at: flo
         if is_decided(leader + more, runner_up, votes_max - more) or is_settled(leader + more, runner_up, settled_at):
             return more
     return votes_max
+
+
+def _log_beta_binomial(k: NDArray[Any], n: NDArray[Any] | int, a: float, b: float) -> NDArray[np.float64]:
+    """log P(k of n) under a Beta-binomial with parameters a and b; what it says of k > n means nothing."""
+    rest = np.maximum(n - k, 0)
+    ways = _log_gamma(n + 1.0) - _log_gamma(k + 1.0) - _log_gamma(rest + 1.0)
+    moved = _log_gamma(k + a) + _log_gamma(rest + b) - _log_gamma(n + a + b)
+    return np.asarray(ways + moved + lgamma(a + b) - lgamma(a) - lgamma(b))
+
+
+def _log_gamma(x: NDArray[Any] | float) -> NDArray[np.float64]:
+    return np.asarray(np.vectorize(lgamma, otypes=[np.float64])(x))
