@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import math
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaln, gammaln
 
 WORTH_MAX = 1 << 20
 """As good as endless: more samples than any plan has."""
@@ -35,6 +41,21 @@ def is_decided(leader: int, runner_up: int, votes_left: int) -> bool:
     return leader - runner_up > votes_left
 
 
+@cache
+def leader_survives(leader: int, runner_up: int, others: int, left: int) -> float:
+    """The chance that `left` more samples do not let the runner-up overtake the leader.
+
+    The next samples vote for the leader, the runner-up or neither (`others` did so) as a Dirichlet-multinomial with the
+    votes so far; unlike `leader_holds` it knows how few samples are left to change anything.
+    """
+    votes, splits = np.arange(left + 1)[:, None], np.arange(left + 1)[None, :]
+    # first how many of the next samples vote for either of the two, then how many of those for the leader
+    either = _log_beta_binomial(votes, left, leader + runner_up + 1.0, others + 1.0)
+    for_leader = _log_beta_binomial(splits, votes, leader + 0.5, runner_up + 0.5)
+    stays = (splits <= votes) & (leader + splits >= runner_up + votes - splits)
+    return float(np.exp(either + for_leader, where=stays, out=np.zeros(stays.shape)).sum())
+
+
 def votes_to_settle(leader: int, runner_up: int, votes_max: int, settled_at: float = SETTLED_AT) -> int:
     """The fewest further votes after which the vote could be settled or decided, if all of them went to the leader.
 
@@ -56,3 +77,10 @@ def samples_worth(alpha: float, beta: float, failures: int, sample_cost: float, 
         return WORTH_MAX
     last = alpha / (price * sample_cost) - alpha - beta  # the failures after which chance = price * cost
     return min(WORTH_MAX, max(0, math.floor(last) - failures + 1))
+
+
+def _log_beta_binomial(k: NDArray[Any], n: NDArray[Any] | int, a: float, b: float) -> NDArray[np.float64]:
+    """log P(k of n) under a Beta-binomial with parameters a and b; what it says of k > n means nothing."""
+    rest = np.maximum(n - k, 0)
+    ways = gammaln(n + 1.0) - gammaln(k + 1.0) - gammaln(rest + 1.0)
+    return np.asarray(ways + betaln(k + a, rest + b) - betaln(a, b))

@@ -17,6 +17,7 @@ from scheduler.core.policies.oracle import Hindsight, Oracle
 from scheduler.errors import InvalidRequest
 from scheduler.simulation.arms import arms_frontiers, as_arms
 from scheduler.simulation.frontiers import Frontier, Point, frontier, points, ratios, resamples
+from scheduler.simulation.learned import as_facts, teach
 from scheduler.simulation.pools import PoolLine
 from scheduler.simulation.priors import plain_beliefs
 from scheduler.simulation.recorded import Draws, as_recorded, draw, mean_curves
@@ -108,7 +109,7 @@ def simulate(
         return compare(curves, mode=mode, queries=len({line.id for line in test}), seed=seed)
     drawn = draw(as_recorded(test), mode=mode, draws=draws, seed=seed)
     taught = draw(as_recorded(train), mode=mode, draws=draws, seed=seed) if train else None
-    workload = known_before(taught, drawn)
+    workload = known_before(taught, drawn, seed)
     known = {**POLICIES, **all_knowing(drawn)}
     chosen = _chosen({name: policy.modes for name, policy in known.items()}, policies, mode)
     asked = sorted(budgets or default_budgets(int(workload.samples_max.max())))
@@ -120,19 +121,22 @@ def simulate(
     return compare(curves, mode=mode, queries=len(test), seed=seed)
 
 
-def known_before(taught: Draws | None, drawn: Draws) -> Workload:
+def known_before(taught: Draws | None, drawn: Draws, seed: int = 0) -> Workload:
     """What is known of the test queries before anything is spent on them."""
-    train = taught.recorded if taught is not None else None
-    history = None
-    if taught is not None:
-        right, tokens = mean_curves(taught)
-        history = History(beliefs=plain_beliefs(train, len(taught.recorded)), right=right, tokens=tokens)
+    lines, samples_max = drawn.recorded.lines, drawn.recorded.samples_max
+    if taught is None:
+        beliefs = plain_beliefs(None, len(lines))
+        return Workload(mode=drawn.mode, beliefs=beliefs, posterior=ConjugatePosterior(), samples_max=samples_max)
+    train = taught.recorded
+    probed = all(line.probe is not None for line in (*train.lines, *lines))
+    predictor, unseen = teach(train, with_probe=probed, seed=seed)
+    right, tokens = mean_curves(taught)
     return Workload(
         mode=drawn.mode,
-        beliefs=plain_beliefs(train, len(drawn.recorded)),
-        posterior=ConjugatePosterior(),
-        samples_max=drawn.recorded.samples_max,
-        history=history,
+        beliefs=predictor.beliefs([as_facts(line) for line in lines]),
+        posterior=predictor,
+        samples_max=samples_max,
+        history=History(beliefs=unseen, right=right, tokens=tokens),
     )
 
 

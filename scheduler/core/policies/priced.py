@@ -10,7 +10,8 @@ import numpy as np
 from scheduler.core.beliefs import Beliefs, Floats, Posterior
 from scheduler.core.curves import best_of_n, tokens_until_accepted
 from scheduler.core.evidence import Ints, Seen
-from scheduler.core.policies.base import Mode, Setting, Workload, rows_like
+from scheduler.core.policies.base import BOTH, Mode, Setting, Workload, rows_like
+from scheduler.core.policies.surviving import until_unlikely_to_change
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -65,10 +66,12 @@ class Allotd:
     """One shadow price for the whole workload, and a posterior that every sample updates."""
 
     name = "allotd"
-    modes = frozenset({Mode.VERIFIER})
+    modes = BOTH
 
     def settings(self, workload: Workload, budgets: Sequence[float]) -> list[Setting]:
-        """One per budget, at the price that is expected to use it."""
+        """One per budget, at the price that is expected to use it; in a vote, one per chance that is worth a sample."""
+        if workload.mode is Mode.VOTE:
+            return until_unlikely_to_change(workload)
         return [
             Setting(
                 label=f"{budget:g}",

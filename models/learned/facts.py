@@ -1,0 +1,65 @@
+"""What a predictor may know: of a query before anything is spent, and of those that were answered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scheduler.core.evidence import Ints, Samples
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeFacts:
+    """What a small model's prefill says of the prompt: a hidden state, and its tokens' log-probabilities."""
+
+    vector: tuple[float, ...]
+    logprob_mean: float
+    logprob_std: float
+    logprob_min: float
+    tokens: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Facts:
+    """One query under one arm, before anything is spent on it."""
+
+    text: str
+    prompt_tokens: int
+    task: str | None = None
+    tenant: str | None = None
+    probe: ProbeFacts | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Examples:
+    """Q answered queries of one arm with up to N judged samples each; row q has `samples_max[q]` of them.
+
+    `samples.accepted` is whether a sample is right.
+    """
+
+    facts: tuple[Facts, ...]
+    samples: Samples
+    samples_max: Ints
+
+    def __len__(self) -> int:
+        return len(self.facts)
+
+    @property
+    def right(self) -> NDArray[np.float64]:
+        """How many samples of each query are right."""
+        return np.asarray(np.where(self.real, self.samples.accepted, False).sum(axis=1), np.float64)
+
+    @property
+    def real(self) -> NDArray[np.bool_]:
+        """Which places of the rows hold a sample."""
+        return np.asarray(np.arange(self.samples.tokens.shape[1]) < self.samples_max[:, None])
+
+    def take(self, rows: NDArray[np.int64]) -> Examples:
+        """Some of the examples."""
+        return Examples(
+            facts=tuple(self.facts[row] for row in rows),
+            samples=Samples(**{name: getattr(self.samples, name)[rows] for name in Samples.__dataclass_fields__}),
+            samples_max=self.samples_max[rows],
+        )

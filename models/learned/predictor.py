@@ -1,0 +1,172 @@
+"""The predictor of one arm: beliefs from a query's facts, and a posterior from what its samples show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.model_selection import KFold
+
+from models.learned.embedding import can_embed
+from models.learned.evidence import BetaScale, LeaderRight, NextRight
+from models.learned.facts import Examples, Facts
+from models.learned.features import Featuriser
+from models.learned.lengths import LengthRegressor
+from models.learned.rates import FallbackRates, RateRegressor
+from scheduler.core.beliefs import TOKENS_LEVELS, Beliefs, Evidence
+from scheduler.core.evidence import NO_ANSWER, Samples, see
+
+Floats = NDArray[np.float64]
+
+FOLDS = 5
+EXAMPLES_MIN = 20
+"""With fewer queries than this the rates of tasks and tenants are all that is learned."""
+ORDERS = 8
+"""Random orders of each query's samples that teach what failures and votes say."""
+
+
+class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
+    """Learns from judged samples how hard queries are. Satisfies `scheduler.core.beliefs.Posterior`.
+
+    What comes on top of the rates of tasks and tenants is used only where it predicted queries better that it had not
+    seen: `uses_features_` says whether the text and the probe did, `uses_evidence_` whether what failures show did.
+    """
+
+    def __init__(
+        self, *, with_probe: bool = True, with_embedding: bool | None = None, folds: int = FOLDS, seed: int = 0
+    ) -> None:
+        self.with_probe = with_probe
+        self.with_embedding = with_embedding
+        self.folds = folds
+        self.seed = seed
+
+    def fit(self, examples: Examples) -> Self:
+        """Learn from examples of one arm; there must be one at least. The probe is used where all of them have one."""
+        self.fit_beliefs(examples)
+        return self
+
+    def fit_beliefs(self, examples: Examples) -> Beliefs:
+        """Learn, and return what would be believed of each example by a predictor that had not seen it."""
+        assert len(examples) > 0, "nothing to learn from"
+        probed = self.with_probe and all(fact.probe is not None for fact in examples.facts)
+        # beside a probe, embeddings made rates worse on the recorded pools; without one, better
+        embeds = (can_embed() and not probed) if self.with_embedding is None else self.with_embedding
+        self.featuriser_ = Featuriser(with_probe=probed, with_embedding=embeds).fit(examples.facts)
+        x = self.featuriser_.transform(examples.facts)
+        right, drawn = examples.right, examples.samples_max.astype(np.float64)
+        self.fallback_ = FallbackRates().fit(examples.facts, right, drawn)
+        self.lengths_ = LengthRegressor().fit(x, examples.samples.tokens, examples.real)
+        rates, self.uses_features_ = self._rates_unseen(examples)
+        self.rates_ = RateRegressor(seed=self.seed).fit(x, right, drawn) if self.uses_features_ else None
+        return self._fit_evidence(examples, rates)
+
+    def beliefs(self, facts: Sequence[Facts]) -> Beliefs:
+        """What to believe of queries before anything is spent."""
+        if not facts:
+            return Beliefs(
+                alpha=np.zeros(0),
+                beta=np.zeros(0),
+                tokens_mean=np.zeros(0),
+                tokens_quantiles=np.zeros((0, len(TOKENS_LEVELS))),
+            )
+        x = self.featuriser_.transform(facts)
+        rates = self.fallback_.predict(facts) if self.rates_ is None else self.rates_.predict(x)
+        return self._scaled(rates, self.lengths_.predict(x), self.lengths_.quantiles(x))
+
+    def next_right(self, beliefs: Beliefs, evidence: Evidence) -> Floats:
+        """The chance that the next sample is right, given that none has been accepted so far."""
+        return self.next_right_.predict(beliefs, evidence)
+
+    def leader_right(self, beliefs: Beliefs, evidence: Evidence) -> Floats:
+        """The chance that the most frequent answer so far is right; 0 where no sample has an answer."""
+        return self.leader_right_.predict(beliefs, evidence)
+
+    def _scaled(self, rates: Floats, tokens_mean: Floats, quantiles: Floats) -> Beliefs:
+        alpha, beta = self.scale_.transform(rates)
+        return Beliefs(alpha=alpha, beta=beta, tokens_mean=tokens_mean, tokens_quantiles=quantiles)
+
+    def _rates_unseen(self, examples: Examples) -> tuple[Floats, bool]:
+        """What each example's rate would be believed to be without it, and whether features improve on its task's."""
+        right, drawn = examples.right, examples.samples_max.astype(np.float64)
+        count = len(examples)
+        plain, rich = np.zeros(count), np.zeros(count)
+        for taught, left in self._splits(count):
+            part = examples.take(taught)
+            facts = [examples.facts[row] for row in left]
+            plain[left] = FallbackRates().fit(part.facts, right[taught], drawn[taught]).predict(facts)
+            if count >= EXAMPLES_MIN:
+                featuriser = Featuriser(**self.featuriser_.get_params()).fit(part.facts)
+                model = RateRegressor(seed=self.seed).fit(
+                    featuriser.transform(part.facts), right[taught], drawn[taught]
+                )
+                rich[left] = model.predict(featuriser.transform(facts))
+        if count < EXAMPLES_MIN:
+            return plain, False
+        gain = _loss(plain, right, drawn) - _loss(rich, right, drawn)
+        helps = bool(gain.mean() > gain.std() / np.sqrt(count))
+        return (rich if helps else plain), helps
+
+    def _splits(self, count: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        if count == 1:
+            return [(np.zeros(1, np.int64), np.zeros(1, np.int64))]
+        folds = KFold(min(self.folds, count), shuffle=True, random_state=self.seed)
+        return [(np.asarray(taught), np.asarray(left)) for taught, left in folds.split(np.arange(count))]
+
+    def _fit_evidence(self, examples: Examples, rates: Floats) -> Beliefs:
+        """The concentration of the priors, and what samples show, learned on priors of queries they had not seen."""
+        cases = _Cases(examples, self.seed)
+        failed = cases.failed
+        right, weights = cases.later[failed], cases.weights[failed]
+        raw = np.broadcast_to(rates[:, None, None], failed.shape)[failed]
+        self.scale_ = BetaScale().fit(raw, cases.failures[failed], right, weights)
+        x = self.featuriser_.transform(examples.facts)
+        beliefs = self._scaled(rates, self.lengths_.predict(x), self.lengths_.quantiles(x))
+        rows = cases.rows[failed]
+        self.next_right_ = NextRight().fit(beliefs.take(rows), cases.evidence.take(failed), right, weights)
+        voted = cases.evidence.leader > 0
+        self.leader_right_ = LeaderRight().fit(
+            beliefs.take(cases.rows[voted]),
+            cases.evidence.take(voted),
+            cases.leader_right[voted].astype(np.float64),
+            self.next_right_.logprob_,
+        )
+        return beliefs
+
+
+class _Cases:
+    """Prefixes of the examples' samples in random orders; all arrays (Q, R, N)."""
+
+    def __init__(self, examples: Examples, seed: int) -> None:
+        keys = np.random.default_rng(seed).random((len(examples), ORDERS, examples.samples.tokens.shape[1]))
+        keys[np.broadcast_to(~examples.real[:, None, :], keys.shape)] = np.inf
+        order = np.argsort(keys, axis=-1, kind="stable")
+        at = np.arange(len(examples))[:, None, None]
+        drawn = Samples(**{name: getattr(examples.samples, name)[at, order] for name in Samples.__dataclass_fields__})
+        seen = see(drawn, judged=True)
+        real = np.broadcast_to(examples.real[:, None, :], keys.shape)  # sorted to the front already
+        accepted = drawn.accepted & real
+        self.evidence = seen.evidence.take((slice(None), slice(None), slice(None, -1)))
+        self.failures = self.evidence.failures
+        n = np.maximum(examples.samples_max[:, None, None] - np.arange(keys.shape[-1]), 1)
+        self.later = np.cumsum(accepted[..., ::-1], axis=-1)[..., ::-1] / n
+        self.failed = (self.failures == np.arange(keys.shape[-1])) & real
+        self.rows = np.broadcast_to(at, keys.shape)
+        self.weights = np.ones(keys.shape)
+        self.leader_right = _leads_right(drawn, seen.leader_code[..., :-1])
+
+
+def _leads_right(samples: Samples, leader: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether the leading answer of each prefix is right, by the verdict on a sample that gave it."""
+    found = np.zeros(leader.shape, bool)
+    for column in range(samples.answers.shape[-1]):
+        same = (samples.answers[..., column : column + 1] == leader) & (leader != NO_ANSWER)
+        found |= same & samples.accepted[..., column : column + 1]
+    return found
+
+
+def _loss(rates: Floats, right: Floats, drawn: Floats) -> Floats:
+    share = right / drawn
+    return np.asarray(-(share * np.log(rates) + (1 - share) * np.log(1 - rates)))

@@ -1,0 +1,39 @@
+"""Queries whose true success rates are known: the probe shows them through noise, and so do lengths and sureness."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from models.learned.facts import Examples, Facts, ProbeFacts
+from scheduler.core.evidence import Samples
+
+SAMPLES = 12
+
+
+def synthetic(queries: int, seed: int) -> tuple[Examples, NDArray[np.float64]]:
+    """Examples, and each query's true rate."""
+    rng = np.random.default_rng(seed)
+    hidden = rng.normal(size=(queries, 8))
+    direction = np.linspace(1, -1, 8)
+    rates = 1 / (1 + np.exp(0.5 - 1.2 * hidden @ direction / 1.8 - rng.normal(0, 0.5, queries)))
+    right = rng.random((queries, SAMPLES)) < rates[:, None]
+    wrong_answers = rng.integers(1, 6, right.shape)
+    usual = 60 * np.exp(0.4 * hidden[:, 0])
+    tokens = np.maximum(usual[:, None] * rng.lognormal(0, 0.3, right.shape), 1).astype(np.int64)
+    samples = Samples(
+        answers=np.where(right, 0, wrong_answers),
+        tokens=tokens,
+        logprob=np.where(right, -0.2, -0.3) + rng.normal(0, 0.05, right.shape),
+        truncated=np.zeros(right.shape, bool),
+        accepted=right,
+    )
+    facts = tuple(_facts(row, float(rng.normal())) for row in hidden)
+    return Examples(facts=facts, samples=samples, samples_max=np.full(queries, SAMPLES)), rates
+
+
+def _facts(hidden: NDArray[np.float64], noise: float) -> Facts:
+    probe = ProbeFacts(
+        vector=tuple(map(float, hidden)), logprob_mean=-4 + 0.1 * noise, logprob_std=5.0, logprob_min=-20.0, tokens=30
+    )
+    return Facts(text="How much is 12 + 9?", prompt_tokens=30, task="sums", tenant="research", probe=probe)
