@@ -104,4 +104,5 @@ def _example(row: QueryRow, plan: PlanRow, samples: Sequence[Any], found_right: 
             version=plan.predictor_version,
         ),
         explored=plan.explored,
+        settled_at=row.finished_at,
     )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Protocol
 
 from scheduler.prediction import Predictor
-from scheduler.priors import FrozenPriors, PlainPriors, groups_of
+from scheduler.priors import PlainPriors, groups_of
 from scheduler.types import Prediction, Query
 
 
@@ -27,13 +28,14 @@ class Example:
     """One settled query: what was asked, and what its samples showed; of one of them at least it is known.
 
     `believed` is what the plan that drew the samples believed, by the predictor it names. `explored` says that the lot
-    gave it the plain budget.
+    gave it the plain budget. `settled_at` is when the query ended.
     """
 
     query: Query
     drawn: tuple[Drawn, ...]
     believed: Prediction
     explored: bool = False
+    settled_at: datetime | None = None
 
     @property
     def judged(self) -> int:
@@ -58,6 +60,10 @@ class Learned(Predictor, Protocol):
 
     def content(self) -> Mapping[str, Any]:
         """What the file holds: plain values, arrays and estimators, its `kind` and `version` among them."""
+        ...
+
+    def about(self) -> Mapping[str, Any]:
+        """What its card says of how it predicts."""
         ...
 
 
@@ -85,17 +91,3 @@ def plain_priors(examples: Sequence[Example]) -> PlainPriors:
         groups = groups_of(query.model, query.task, query.tenant_id)
         plain.add(query.id, groups, tokens=example.tokens, right=example.right, judged=example.judged)
     return plain
-
-
-def restore(content: Mapping[str, Any]) -> Predictor:
-    """The predictor that a file's content describes. Raises KeyError or ValueError where it is of no known kind."""
-    kind = content["kind"]
-    if kind not in _RESTORED:
-        raise ValueError(f"a predictor of the kind {kind!r} is not known to this version of allotd")
-    return _RESTORED[kind](content)
-
-
-_RESTORED = {FrozenPriors.kind: FrozenPriors.restored}
-
-LEARNERS: tuple[Learner, ...] = (GroupLearner(),)
-"""What is tried when a challenger is asked for; the best of them on held-out queries is the challenger."""

@@ -48,7 +48,7 @@ def load(path: Path, sha256: str) -> Predictor:
         )
     from skops.io import get_untrusted_types, loads  # noqa: PLC0415 (as above)
 
-    from scheduler.learning import restore  # noqa: PLC0415 (as above)
+    from scheduler.learners import restore  # noqa: PLC0415 (as above)
 
     try:
         untrusted = get_untrusted_types(data=packed)

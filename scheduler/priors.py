@@ -179,6 +179,10 @@ class FrozenPriors:
         ]
         return {"kind": self.kind, "version": self.version, "groups": rows}
 
+    def about(self) -> dict[str, Any]:
+        """How many groups it tells apart."""
+        return {"groups": len(self._groups)}
+
     @classmethod
     def restored(cls, content: Mapping[str, Any]) -> Self:
         """From those values."""

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from scheduler.core.judging import Judged
 from scheduler.database import reading
 from scheduler.errors import SchedulerError
 from scheduler.examples import is_held_out, read_examples
-from scheduler.learning import LEARNERS, Example, Learned, plain_priors
+from scheduler.learners import LEARNERS
+from scheduler.learning import Example, Learned, plain_priors
 from scheduler.logs import configure_logging
 from scheduler.prediction import Predictor
 from scheduler.priors import PLAIN
@@ -35,6 +37,8 @@ DRIFT_ROWS, DRIFT_MIN = 500, 100
 DRIFT_MARGIN = 0.05
 """How much worse (in nats per sample) than on its card a predictor must do on what came since to be called drifted."""
 NICENESS = 10
+LIBRARIES = ("numpy", "scikit-learn", "skops")
+"""What a predictor's file depends on; a card names their versions."""
 
 log = structlog.get_logger()
 
@@ -79,7 +83,12 @@ def judge(examples: Sequence[Example], opponent: Predictor | None, version: str,
     """
     train = [example for example in examples if not is_held_out(example.query.id)]
     held_out = [example for example in examples if is_held_out(example.query.id)]
-    card: dict[str, Any] = {"examples": len(examples), "train": len(train), "held_out": len(held_out)}
+    card: dict[str, Any] = {
+        "examples": len(examples),
+        "window": _window(examples),
+        "train": len(train),
+        "held_out": len(held_out),
+    }
     if len(examples) < examples_min:
         because = f"only {len(examples)} settled queries have known correctness; {examples_min} are needed"
         return Verdict(is_better=False, because=because, card=card)
@@ -159,6 +168,8 @@ def _compared(learned: Learned, beliefs: Judged, rival: str, before: Judged, car
         card={
             **card,
             "kind": learned.kind,
+            "about": dict(learned.about()),
+            "versions": {name: version_of(name) for name in LIBRARIES},
             "against": rival,
             "gain": asdict(gain),
             "log_loss_per_sample": judging.loss_per_sample(beliefs),
@@ -169,6 +180,12 @@ def _compared(learned: Learned, beliefs: Judged, rival: str, before: Judged, car
         },
         learned=learned,
     )
+
+
+def _window(examples: Sequence[Example]) -> list[str] | None:
+    """When the first and the last of them ended."""
+    ended = [example.settled_at for example in examples if example.settled_at is not None]
+    return [min(ended).isoformat(), max(ended).isoformat()] if ended else None
 
 
 def main() -> None:

@@ -36,12 +36,14 @@ class Facts:
 class Examples:
     """Q answered queries of one arm with up to N judged samples each; row q has `samples_max[q]` of them.
 
-    `samples.accepted` is whether a sample is right.
+    `samples.accepted` is whether a sample is right. `stopped` says that a rule which looked at the samples ended each
+    row, as in a ledger: their order means something then, and the last of them is no random one.
     """
 
     facts: tuple[Facts, ...]
     samples: Samples
     samples_max: Ints
+    stopped: bool = False
 
     def __len__(self) -> int:
         return len(self.facts)
@@ -62,4 +64,5 @@ class Examples:
             facts=tuple(self.facts[row] for row in rows),
             samples=Samples(**{name: getattr(self.samples, name)[rows] for name in Samples.__dataclass_fields__}),
             samples_max=self.samples_max[rows],
+            stopped=self.stopped,
         )

@@ -137,10 +137,15 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
 
 
 class _Cases:
-    """Prefixes of the examples' samples in random orders; all arrays (Q, R, N)."""
+    """Prefixes of the examples' samples, and how often what came later was right; all arrays (Q, R, N).
+
+    Samples that anything could have ended are put in R random orders, and all later ones count. Where a rule stopped
+    them there is one order, and only the very next sample, given that it was drawn, is as it would have been without.
+    """
 
     def __init__(self, examples: Examples, seed: int) -> None:
-        keys = np.random.default_rng(seed).random((len(examples), ORDERS, examples.samples.tokens.shape[1]))
+        shape = (len(examples), 1 if examples.stopped else ORDERS, examples.samples.tokens.shape[1])
+        keys = np.zeros(shape) if examples.stopped else np.random.default_rng(seed).random(shape)
         keys[np.broadcast_to(~examples.real[:, None, :], keys.shape)] = np.inf
         order = np.argsort(keys, axis=-1, kind="stable")
         at = np.arange(len(examples))[:, None, None]
@@ -150,8 +155,9 @@ class _Cases:
         accepted = drawn.accepted & real
         self.evidence = seen.evidence.take((slice(None), slice(None), slice(None, -1)))
         self.failures = self.evidence.failures
-        n = np.maximum(examples.samples_max[:, None, None] - np.arange(keys.shape[-1]), 1)
-        self.later = np.cumsum(accepted[..., ::-1], axis=-1)[..., ::-1] / n
+        n = np.maximum(examples.samples_max[:, None, None] - np.arange(shape[-1]), 1)
+        later = np.cumsum(accepted[..., ::-1], axis=-1)[..., ::-1] / n
+        self.later = accepted.astype(np.float64) if examples.stopped else later
         self.failed = (self.failures == np.arange(keys.shape[-1])) & real
         self.rows = np.broadcast_to(at, keys.shape)
         self.weights = np.ones(keys.shape)

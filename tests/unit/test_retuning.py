@@ -50,6 +50,9 @@ class WordCounter:
     def content(self) -> Mapping[str, Any]:
         return {"kind": self.kind, "version": self.version}
 
+    def about(self) -> Mapping[str, Any]:
+        return {}
+
 
 def example(number: int, word: str, right: int, judged: int = 1) -> Example:
     query = Query(
@@ -100,7 +103,9 @@ def test_a_challenger_that_is_better_on_unseen_queries_is_promoted_with_its_figu
 
 
 def test_a_challenger_that_knows_no_more_than_plain_priors_is_kept_out_and_told_why() -> None:
-    verdict = retuning.judge(told_apart(400), None, "v1", examples_min=200)
+    examples = [example(i, "sum", one.right) for i, one in enumerate(told_apart(400))]
+
+    verdict = retuning.judge(examples, None, "v1", examples_min=200)
 
     assert not verdict.is_better
     assert "not surely better" in verdict.because

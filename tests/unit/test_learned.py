@@ -1,0 +1,120 @@
+"""The predictor that reads the text of the ledger's queries: what it learns, and that its file gives back the same."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scheduler import predictor_files, retuning
+from scheduler.learned import TextLearner, as_examples, text_of
+from scheduler.learning import Drawn, Example
+from scheduler.types import Arm, Query
+from tests.factories import MODEL
+from tests.unit.test_champion import BELIEVED
+
+SAMPLES_MAX = 4
+
+
+def settled(number: int, seed: int = 1, model: str = MODEL) -> list[Example]:
+    """Sums of which the longer ones are harder, each sampled until the first right answer, as the daemon does."""
+    dice = random.Random(seed)
+    found = []
+    for i in range(number):
+        digits = dice.randint(1, 6)
+        rate = 1 / digits - 0.1
+        question = " + ".join(str(dice.randint(1, 9)) * digits for _ in range(2))
+        drawn: list[Drawn] = []
+        while len(drawn) < SAMPLES_MAX and not any(one.right for one in drawn):
+            right = dice.random() < rate
+            answer = "right" if right else str(dice.randint(0, 3))
+            drawn.append(Drawn(tokens=10 * digits, right=right, answer=answer, logprob_mean=-0.3))
+        query = Query(
+            id=i,
+            model=model,
+            messages=({"role": "user", "content": f"What is {question}?"},),
+            prompt_tokens=8 + digits,
+            prompt_tokens_max=20,
+            task="sums",
+        )
+        found.append(Example(query=query, drawn=tuple(drawn), believed=BELIEVED))
+    return found
+
+
+def arms(examples: list[Example]) -> list[Arm]:
+    return [Arm(model=example.query.model, strategy="best_of_n") for example in examples]
+
+
+def test_it_learns_from_stopped_samples_which_queries_are_hard_and_how_long_answers_get() -> None:
+    learned = TextLearner().fit(settled(300), "v1")
+    left = settled(200, seed=2)
+
+    believed = learned.predict([one.query for one in left], arms(left))
+
+    digits = np.array([one.drawn[0].tokens / 10 for one in left])
+    rates = np.array([one.success_rate for one in believed])
+    assert np.corrcoef(rates, 1 / digits)[0, 1] > 0.8
+    assert rates.mean() == pytest.approx((1 / digits - 0.1).mean(), abs=0.1)
+    assert np.corrcoef([one.tokens_expected for one in believed], digits)[0, 1] > 0.8
+
+
+def test_it_is_promoted_where_the_text_tells_and_its_card_says_what_it_uses() -> None:
+    verdict = retuning.judge(settled(500), None, "v1", examples_min=200)
+
+    assert verdict.is_better, verdict.because
+    assert verdict.card["kind"] == "text"
+    assert verdict.card["about"]["models"][MODEL]["uses_text"]
+    assert not verdict.card["about"]["models"][MODEL]["uses_probe"]
+    assert set(verdict.card["versions"]) == {"numpy", "scikit-learn", "skops"}
+
+
+def test_a_model_it_has_seen_little_of_gets_plain_priors() -> None:
+    learned = TextLearner().fit([*settled(60), *settled(5, model="other")], "v1")
+    query = settled(1)[0].query
+
+    believed = learned.predict(
+        [query, replace(query, model="other")], [Arm(model=m, strategy="auto") for m in (MODEL, "other")]
+    )
+
+    assert set(learned.content()["models"]) == {MODEL}
+    assert [one.version for one in believed] == ["v1", "v1"]
+
+
+def test_its_file_gives_back_the_same_beliefs(tmp_path: Path) -> None:
+    learned = TextLearner().fit(settled(60), "v1")
+    left = settled(20, seed=3)
+    queries = [one.query for one in left]
+
+    path, sha256 = predictor_files.save(tmp_path, "v1", learned.content())
+    restored = predictor_files.load(path, sha256)
+
+    assert restored.predict(queries, arms(left)) == learned.predict(queries, arms(left))
+
+
+def test_a_file_whose_model_is_none_of_ours_is_refused(tmp_path: Path) -> None:
+    content = dict(TextLearner().fit(settled(30), "v1").content()) | {"models": {MODEL: 3}}
+    path, sha256 = predictor_files.save(tmp_path, "v1", content)
+
+    with pytest.raises(predictor_files.PredictorUnusable, match="not ours"):
+        predictor_files.load(path, sha256)
+
+
+def test_only_judged_samples_teach_rates() -> None:
+    one = settled(1)[0]
+    mixed = replace(one, drawn=(Drawn(tokens=5, right=None), Drawn(tokens=9, right=True, answer="3")))
+
+    examples = as_examples([mixed])
+
+    assert examples.samples_max.tolist() == [1]
+    assert examples.right.tolist() == [1.0]
+
+
+def test_the_text_of_a_conversation_is_that_of_its_messages() -> None:
+    parts = [{"type": "text", "text": "b"}, {"type": "refusal", "refusal": "c"}]
+
+    assert (
+        text_of([{"role": "system", "content": "a"}, {"role": "user", "content": parts}, {"role": "tool"}]) == "a\nb\n"
+    )
