@@ -15,7 +15,6 @@ import numpy as np
 import structlog
 from sqlalchemy.orm import Session
 
-from models.tables import PredictorRow
 from scheduler import predictor_files, predictors
 from scheduler.core import judging
 from scheduler.core.judging import Judged
@@ -33,9 +32,6 @@ from scheduler.wiring import Services, make_services
 
 HELD_OUT_MIN = 40
 """Held-out queries that a verdict needs; of fewer, a bootstrap interval says nothing."""
-DRIFT_ROWS, DRIFT_MIN = 500, 100
-DRIFT_MARGIN = 0.05
-"""How much worse (in nats per sample) than on its card a predictor must do on what came since to be called drifted."""
 NICENESS = 10
 LIBRARIES = ("numpy", "scikit-learn", "skops")
 """What a predictor's file depends on; a card names their versions."""
@@ -116,29 +112,6 @@ def beliefs_of(predictor: Predictor, examples: Sequence[Example]) -> Judged:
         beta=np.array([one.beta for one in believed]),
         right=np.array([example.right for example in examples]),
         judged=np.array([example.judged for example in examples]),
-    )
-
-
-def drift(session: Session, row: PredictorRow, card: dict[str, Any]) -> str | None:
-    """Why the predictor in use is to be fitted again before its time, where it does worse than its card says."""
-    told = card.get("log_loss_per_sample")
-    if told is None:
-        return None
-    recent = [one for one in read_examples(session, DRIFT_ROWS) if one.believed.version == row.version]
-    if len(recent) < DRIFT_MIN:
-        return None
-    found = judging.loss_per_sample(
-        Judged(
-            alpha=np.array([one.believed.alpha for one in recent]),
-            beta=np.array([one.believed.beta for one in recent]),
-            right=np.array([one.right for one in recent]),
-            judged=np.array([one.judged for one in recent]),
-        )
-    )
-    if found <= told + DRIFT_MARGIN:
-        return None
-    return (
-        f"drift: {row.version} has a log loss of {found:.3f} on its last {len(recent)} queries, {told:.3f} on its card"
     )
 
 

@@ -16,8 +16,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
 from models.tables import PredictorRow, QueryRow
-from scheduler import predictors, retuning
+from scheduler import predictors
 from scheduler.database import reading
+from scheduler.drift import drift
 from scheduler.settings import Settings
 from scheduler.states import PredictorState
 from scheduler.wiring import Services
@@ -96,7 +97,7 @@ def _due_because(session: Session, services: Services) -> str | None:
         return SCHEDULED if _is_enough(session, settings, since) else None
     champion = predictors.champion(session)
     if champion is not None and age_s >= DUE_EVERY_S:
-        return retuning.drift(session, champion, json.loads(champion.card_json))
+        return drift(session, champion, json.loads(champion.card_json))
     return None
 
 

@@ -18,7 +18,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import PredictorRow, SampleRow, Tenant
-from scheduler import predictors, retuning, tuning
+from scheduler import drift, predictors, retuning, tuning
 from scheduler.core import judging
 from scheduler.core.judging import Judged
 from scheduler.core.priors import fit_beta
@@ -323,13 +323,13 @@ def test_a_champion_that_does_worse_than_its_card_is_fitted_again(
 ) -> None:
     row = PredictorRow(version="v1", state="champion", card_json="{}", because="", created_at=NOW)
     believed = replace(BELIEVED, alpha=9.0, beta=1.0, version="v1")
-    rows = [replace(example(i, "", int(i % 2 == 0)), believed=believed) for i in range(retuning.DRIFT_MIN)]
-    monkeypatch.setattr(retuning, "read_examples", lambda *_: rows)
+    rows = [replace(example(i, "", int(i % 2 == 0)), believed=believed) for i in range(drift.DRIFT_MIN)]
+    monkeypatch.setattr(drift, "read_examples", lambda *_: rows)
 
     with sessions() as session:
-        because = retuning.drift(session, row, {"log_loss_per_sample": 0.4})
+        because = drift.drift(session, row, {"log_loss_per_sample": 0.4})
         assert because is not None
         assert because.startswith("drift: v1 has a log loss of 1.2")
-        assert retuning.drift(session, row, {"log_loss_per_sample": 1.3}) is None
+        assert drift.drift(session, row, {"log_loss_per_sample": 1.3}) is None
         del rows[0]
-        assert retuning.drift(session, row, {"log_loss_per_sample": 0.4}) is None
+        assert drift.drift(session, row, {"log_loss_per_sample": 0.4}) is None
