@@ -94,8 +94,9 @@ def _print_tables(by: By, spend: Mapping[str, Any]) -> None:
     if spend["caps"]:
         say("")
         print_caps(spend["caps"])
-    say("")
-    _print_budgets(spend["budgets"])
+    if groups or spend["budgets"]["prices"]:
+        say("")
+        _print_budgets(spend["budgets"])
 
 
 def _print_budgets(budgets: Mapping[str, Any]) -> None:
