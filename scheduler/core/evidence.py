@@ -42,7 +42,8 @@ class Seen:
     `evidence` holds the counts that posteriors use. `drawn` is how many samples there are and `accepted` how many of
     them the verifier accepted. `streak` is how many of the last samples gave the same answer, and `top_votes`
     (..., K, TOP_VOTES) the votes of the most frequent answers, most first. `leader_code` is the answer that leads: the
-    first one seen among equals, NO_ANSWER where none could be read.
+    first one seen among equals, NO_ANSWER where none could be read; `elected_code` the one that leads where each vote
+    weighs what its sample's probability is (`vote_weight`).
     """
 
     evidence: Evidence
@@ -51,6 +52,7 @@ class Seen:
     streak: Ints
     top_votes: Ints
     leader_code: Ints
+    elected_code: Ints
 
     def take(self, cells: NDArray[Any] | tuple[Any, ...]) -> Seen:
         """Some of the cells: by index, by mask, or by a tuple of indices."""
@@ -81,6 +83,7 @@ def see(samples: Samples, *, judged: bool) -> Seen:
         streak=counts.streak.reshape(*lanes, -1),
         top_votes=counts.top_votes.reshape(*lanes, drawn + 1, TOP_VOTES),
         leader_code=counts.leader_code.reshape(*lanes, -1),
+        elected_code=counts.elected_code.reshape(*lanes, -1),
     )
 
 
@@ -117,13 +120,14 @@ class _Counts:
     def __init__(self, *, lanes: int, columns: int, codes: int) -> None:
         self.rows = np.arange(lanes)
         self.votes = np.zeros((lanes, codes), np.int64)
+        self.weights = np.zeros((lanes, codes))
         self.first_seen = np.full((lanes, codes), columns, np.int64)
         self.sums = {name: np.zeros((lanes, codes)) for name in _VOTED[3:]}
         self.last = np.full(lanes, NO_ANSWER, np.int64)
         self.leader, self.runner_up, self.distinct, self.streak = np.zeros((4, lanes, columns), np.int64)
         self.leader_tokens, self.leader_logprob, self.leader_logprob_known = np.zeros((3, lanes, columns))
         self.top_votes = np.zeros((lanes, columns, TOP_VOTES), np.int64)
-        self.leader_code = np.full((lanes, columns), NO_ANSWER, np.int64)
+        self.leader_code, self.elected_code = np.full((2, lanes, columns), NO_ANSWER, np.int64)
 
     def add(self, k: int, sample: dict[str, NDArray[Any]]) -> None:
         """Count sample k of every lane, and fill column k + 1."""
@@ -132,6 +136,7 @@ class _Counts:
         self.votes[rows, codes] += 1
         self.first_seen[rows, codes] = np.minimum(self.first_seen[rows, codes], k)
         known = ~np.isnan(sample["logprob"][voted])
+        self.weights[rows, codes] += np.exp(np.minimum(0.0, np.where(known, sample["logprob"][voted], 0.0)))
         self.sums["leader_tokens"][rows, codes] += sample["tokens"][voted]
         self.sums["leader_logprob"][rows, codes] += np.where(known, sample["logprob"][voted], 0.0)
         self.sums["leader_logprob_known"][rows, codes] += known
@@ -146,9 +151,14 @@ class _Counts:
         self.top_votes[:, column] = top
         self.leader[:, column], self.runner_up[:, column] = top[:, 0], top[:, 1]
         self.distinct[:, column] = np.count_nonzero(self.votes, axis=1)
-        leads = self.votes == top[:, :1]
-        code = np.argmin(np.where(leads, self.first_seen, np.iinfo(np.int64).max), axis=1)
+        code, elected = self._first_of_most(self.votes), self._first_of_most(self.weights)
         anyone = top[:, 0] > 0
         self.leader_code[:, column] = np.where(anyone, code, NO_ANSWER)
+        self.elected_code[:, column] = np.where(anyone, elected, NO_ANSWER)
         for name, sums in self.sums.items():
             getattr(self, name)[:, column] = np.where(anyone, sums[self.rows, code], 0.0)
+
+    def _first_of_most(self, sums: NDArray[Any]) -> Ints:
+        """The answer with the largest sum in each lane; of equals, the one seen first."""
+        most = sums == sums.max(axis=1, keepdims=True)
+        return np.asarray(np.argmin(np.where(most, self.first_seen, np.iinfo(np.int64).max), axis=1), np.int64)

@@ -67,6 +67,17 @@ def votes_to_settle(leader: int, runner_up: int, votes_max: int, settled_at: flo
     return votes_max
 
 
+def is_vote_worth(votes: tuple[int, int, int], left: int, rate: float, price: float) -> bool:
+    """Whether one more sample of a vote is worth its price, in right answers per sample.
+
+    `votes` are those of the leader, of the runner-up, and of all others together with what could not be read. What
+    `left` more samples may gain is at most the chance that the leader falls times the chance that a sample is right.
+    """
+    leader = votes[0]
+    falls = 1.0 if not leader else 1.0 - leader_survives(*votes, left)
+    return price <= 0 or falls * rate >= price
+
+
 def samples_worth(alpha: float, beta: float, failures: int, sample_cost: float, price: float) -> int:
     """How many more samples are worth their price, should all of them fail.
 

@@ -1,4 +1,4 @@
-"""What votes are expected to reach: the chance that the right answer leads after n samples."""
+"""What votes weigh, and what they are expected to reach: the chance that the right answer leads after n samples."""
 
 from __future__ import annotations
 
@@ -12,6 +12,15 @@ NODES = (np.arange(60) + 0.5) / 60
 RIVAL_SHARE = 0.3
 """The share of wrong samples that agree on one wrong answer (about that of gsm8k-qwen05b and svamp-codex)."""
 _ERF = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def vote_weight(logprob_mean: float | None) -> float:
+    """What a sample's vote counts in the election: the geometric mean of its tokens' probabilities.
+
+    A sample without log-probabilities counts fully. (Confidence-informed self-consistency, arXiv 2502.06233, with the
+    response's own probability as the confidence.)
+    """
+    return 1.0 if logprob_mean is None else math.exp(min(0.0, logprob_mean))
 
 
 def vote_curve(alpha: Floats, beta: Floats, samples_max: int) -> Floats:

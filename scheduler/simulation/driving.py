@@ -63,6 +63,7 @@ def _samples(draws: Draws, row: int) -> list[Sample]:
             text="",
             tokens=int(given.tokens[row, i]),
             answer=None if given.answers[row, i] == NO_ANSWER else str(given.answers[row, i]),
+            logprob_mean=None if np.isnan(given.logprob[row, i]) else float(given.logprob[row, i]),
             correct=bool(given.accepted[row, i]),
         )
         for i in range(given.answers.shape[1])

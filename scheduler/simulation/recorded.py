@@ -39,7 +39,7 @@ class Draws:
     """Q queries in R random orders: what a policy sees after 0..N samples, and what it cannot see.
 
     `seen` has the shape (Q, R, N + 1), `order` (Q, R, N). Hidden from policies: `right`, whether what would be chosen
-    after k samples is right, and `tokens`, what they took.
+    after k samples is right, `elected_right`, the same where votes are weighed, and `tokens`, what they took.
     """
 
     recorded: Recorded
@@ -47,6 +47,7 @@ class Draws:
     order: Ints
     seen: Seen
     right: Bools
+    elected_right: Bools
     tokens: Ints
 
 
@@ -78,8 +79,11 @@ def draw(recorded: Recorded, *, mode: Mode, draws: int, seed: int) -> Draws:
     seen = see(shown, judged=judged)
     sums = np.zeros(seen.drawn.shape, np.int64)
     np.cumsum(drawn["tokens"], axis=-1, out=sums[..., 1:])
-    right = seen.accepted > 0 if judged else _elected_right(recorded, seen)
-    return Draws(recorded=recorded, mode=mode, order=order, seen=seen, right=right, tokens=sums)
+    right = seen.accepted > 0 if judged else _answer_right(recorded, seen.leader_code)
+    elected_right = right if judged else _answer_right(recorded, seen.elected_code)
+    return Draws(
+        recorded=recorded, mode=mode, order=order, seen=seen, right=right, elected_right=elected_right, tokens=sums
+    )
 
 
 def mean_curves(draws: Draws) -> tuple[Floats, Floats]:
@@ -112,12 +116,12 @@ def _orders(samples_max: Ints, most: int, draws: int, seed: int) -> Ints:
     return np.argsort(keys, axis=-1, kind="stable")
 
 
-def _elected_right(recorded: Recorded, seen: Seen) -> Bools:
-    """Whether the leading answer is right, by the verdict on the first sample that gave it."""
+def _answer_right(recorded: Recorded, codes_chosen: Ints) -> Bools:
+    """Whether the chosen answer of each cell is right, by the verdict on the first sample that gave it."""
     answers, accepted = recorded.samples.answers, recorded.samples.accepted
     codes = int(answers.max(initial=0)) + 1
     right = np.zeros((len(recorded), codes + 1), bool)  # the last column stands for NO_ANSWER, which is -1
     for column in range(answers.shape[1] - 1, -1, -1):
         right[np.arange(len(recorded)), answers[:, column]] = accepted[:, column]
     right[:, -1] = False
-    return np.asarray(right[np.arange(len(recorded))[:, None, None], seen.leader_code])
+    return np.asarray(right[np.arange(len(recorded))[:, None, None], codes_chosen])

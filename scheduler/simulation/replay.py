@@ -30,13 +30,13 @@ class Replay:
     requests: Floats
 
 
-def replay(draws: Draws, rule: Rule | StrategyRule) -> Replay:
+def replay(draws: Draws, rule: Rule | StrategyRule, *, weighs_votes: bool = False) -> Replay:
     """Let the rule decide from nothing drawn on, wave after wave, in every draw of every query."""
     if isinstance(rule, StrategyRule):
         drawn, waves, right = drive(draws, rule)
     else:
         drawn, waves = _ends(np.asarray(rule.more(draws.seen)))
-        right = _at(draws.right, drawn)
+        right = _at(draws.elected_right if weighs_votes else draws.right, drawn)
     tokens = _at(draws.tokens, drawn)
     recorded = draws.recorded
     prompts = np.array([line.prompt_tokens for line in recorded.lines])[:, None]

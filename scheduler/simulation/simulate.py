@@ -114,7 +114,7 @@ def simulate(
     chosen = _chosen({name: policy.modes for name, policy in known.items()}, policies, mode)
     asked = sorted(budgets or default_budgets(int(workload.samples_max.max())))
     curves = {
-        name: frontier([(s.label, replay(drawn, s.rule)) for s in found])
+        name: frontier([(s.label, replay(drawn, s.rule, weighs_votes=s.weighs_votes)) for s in found])
         for name in chosen
         if (found := known[name].settings(workload, asked))
     }

@@ -29,7 +29,7 @@ class UntilBetaHolds:
 
     def more(self, seen: Seen) -> Ints:
         """One, while the vote is open."""
-        holds = _held(seen.evidence.leader, seen.evidence.runner_up)
+        holds = held(seen.evidence.leader, seen.evidence.runner_up)
         settled = (holds >= self.threshold) & (seen.evidence.leader > 0)
         return np.asarray(~settled & (seen.drawn < rows_like(self.samples_max, seen)), np.int64)
 
@@ -106,8 +106,8 @@ def _gamma_below(x: Floats, shape: int) -> Floats:
     return np.asarray(1 - np.exp(log_terms).sum(axis=0))
 
 
-def _held(leader: Floats, runner_up: Floats) -> Floats:
-    """`leader_holds` of each cell."""
+def held(leader: Floats, runner_up: Floats) -> Floats:
+    """`leader_holds` of each cell, by the votes of its first two answers."""
     most = int(leader.max(initial=0)) + 1
     return _table(most)[leader.astype(np.int64), runner_up.astype(np.int64)]
 

@@ -69,10 +69,14 @@ class Workload:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
-    """One point of a policy's frontier: the rule at one budget, price or threshold, and what that is called."""
+    """One point of a policy's frontier: the rule at one budget, price or threshold, and what that is called.
+
+    `weighs_votes` says that it elects the answer by `Seen.elected_code` instead of `Seen.leader_code`.
+    """
 
     label: str
     rule: Rule | StrategyRule
+    weighs_votes: bool = False
 
 
 class Policy(Protocol):

@@ -11,7 +11,7 @@ from scheduler.core.beliefs import Beliefs, Floats, Posterior
 from scheduler.core.curves import best_of_n, tokens_until_accepted
 from scheduler.core.evidence import Ints, Seen
 from scheduler.core.policies.base import BOTH, Mode, Setting, Workload, rows_like
-from scheduler.core.policies.surviving import until_unlikely_to_change
+from scheduler.core.policies.voting import while_a_vote_is_worth_it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -69,9 +69,9 @@ class Allotd:
     modes = BOTH
 
     def settings(self, workload: Workload, budgets: Sequence[float]) -> list[Setting]:
-        """One per budget, at the price that is expected to use it; in a vote, one per chance that is worth a sample."""
+        """One per budget, at the price that is expected to use it; in a vote, one per certainty and price."""
         if workload.mode is Mode.VOTE:
-            return until_unlikely_to_change(workload)
+            return while_a_vote_is_worth_it(workload)
         return [
             Setting(
                 label=f"{budget:g}",

@@ -1,18 +1,20 @@
-"""Many samples and a vote over their answers: stop when the vote is settled."""
+"""Many samples and a vote over their answers: stop when the vote is settled, or not worth another sample."""
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 
-from scheduler.core.stopping import is_decided, is_settled, leader_holds, votes_to_settle
+from scheduler.core.stopping import is_decided, is_settled, is_vote_worth, leader_holds, votes_to_settle
 from scheduler.core.strategies.base import Steps, at_budget, draw
+from scheduler.core.votes import vote_weight
 from scheduler.types import Outcome, Plan, Query, Sample
 
 
 def self_consistency(query: Query, plan: Plan) -> Steps:
-    """Draw up to n samples and return the most frequent answer; stop as soon as the vote is settled or decided.
+    """Draw up to n samples and elect an answer; stop as soon as the vote is settled or decided.
 
-    Samples in which no answer could be read cast no vote, but are drawn and paid for.
+    Samples in which no answer could be read cast no vote, but are drawn and paid for. Where money is scarce, stop as
+    soon as the chance that more samples turn the vote into a right one is not worth the price.
     """
     samples: tuple[Sample, ...] = ()
     while len(samples) < plan.samples_max:
@@ -22,6 +24,10 @@ def self_consistency(query: Query, plan: Plan) -> Steps:
         left = plan.samples_max - len(samples)
         if is_decided(leader, runner_up, left):
             return elect(samples, because="vote decided")
+        others = len(samples) - leader - runner_up
+        rate = plan.alpha / (plan.alpha + plan.beta)
+        if samples and not is_vote_worth((leader, runner_up, others), left, rate, plan.price * plan.sample_nanousd):
+            return elect(samples, because="one more sample is not worth its price")
         wave = 1 if not samples else votes_to_settle(leader, runner_up, votes_max=left)
         drawn = yield from draw(wave, plan.tokens_max)
         if not drawn:
@@ -38,12 +44,21 @@ def leading_votes(samples: tuple[Sample, ...]) -> tuple[int, int]:
 
 
 def elect(samples: tuple[Sample, ...], *, because: str) -> Outcome:
-    """Choose the first sample that gave the most frequent answer, or the first of all where nobody voted."""
+    """Choose the first sample that gave the answer whose votes weigh most, or the first of all where nobody voted.
+
+    Each vote weighs what its sample's probability is, so that of answers with as many votes the surer one is elected.
+    The confidence is that of the winner against the answer with most votes among the others.
+    """
     if not samples:
         return Outcome(chosen=None, because="nothing was generated")
     votes = Counter(s.answer for s in samples if s.answer is not None)
     if not votes:
         return Outcome(chosen=samples[0], because="no sample gave an answer that could be read", confidence=0.0)
-    [(winner, _)] = votes.most_common(1)
+    weights: dict[str, float] = defaultdict(float)
+    for sample in samples:
+        if sample.answer is not None:
+            weights[sample.answer] += vote_weight(sample.logprob_mean)
+    winner = max(weights, key=lambda answer: weights[answer])
     chosen = next(s for s in samples if s.answer == winner)
-    return Outcome(chosen=chosen, because=because, confidence=leader_holds(*leading_votes(samples)))
+    rival = max((count for answer, count in votes.items() if answer != winner), default=0)
+    return Outcome(chosen=chosen, because=because, confidence=leader_holds(votes[winner], rival))

@@ -32,6 +32,13 @@ def test_votes_are_counted_as_they_come() -> None:
     assert seen.evidence.leader_logprob_known[0].tolist() == [0, 0, 0, 2, 2, 3, 3]
 
 
+def test_of_answers_with_as_many_votes_the_surer_one_is_elected() -> None:
+    seen = see(samples([[0, 1, 1, 0]]), judged=False)
+
+    assert seen.elected_code[0].tolist() == [NO_ANSWER, 0, 1, 1, 1]  # a vote for 0 weighs exp(-0.5), one for 1 weighs 1
+    assert seen.leader_code[0].tolist() == [NO_ANSWER, 0, 0, 1, 0]
+
+
 def test_failures_are_counted_only_where_something_judges() -> None:
     drawn = samples([[0, 1, 2]], accepted=[[0, 1, 0]])
 
@@ -50,5 +57,5 @@ def test_what_is_seen_never_depends_on_what_comes_later(answers: list[int], data
     cells = np.s_[:, : k + 1]
     for name in one.evidence.__dataclass_fields__:
         assert np.array_equal(getattr(one.evidence, name)[cells], getattr(two.evidence, name)[cells])
-    for name in ("drawn", "accepted", "streak", "top_votes", "leader_code"):
+    for name in ("drawn", "accepted", "streak", "top_votes", "leader_code", "elected_code"):
         assert np.array_equal(getattr(one, name)[cells], getattr(two, name)[cells])

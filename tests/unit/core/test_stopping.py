@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import beta
 
-from scheduler.core.stopping import WORTH_MAX, is_decided, is_settled, leader_holds, samples_worth, votes_to_settle
+from scheduler.core.stopping import (
+    WORTH_MAX,
+    is_decided,
+    is_settled,
+    is_vote_worth,
+    leader_holds,
+    leader_survives,
+    samples_worth,
+    votes_to_settle,
+)
 
 votes = st.integers(min_value=0, max_value=200)
 few_votes = st.integers(min_value=0, max_value=40)
@@ -110,3 +120,34 @@ def test_samples_worth_their_price_are_those_before_the_chance_per_cost_falls_be
 
 def test_where_money_is_not_scarce_no_sample_is_too_dear() -> None:
     assert samples_worth(0.01, 10.0, 50, 1e6, 0.0) == WORTH_MAX
+
+
+@pytest.mark.parametrize("cell", [(1, 0, 0, 3), (2, 1, 1, 4), (3, 2, 5, 6), (1, 1, 6, 8)])
+def test_the_chance_that_the_leader_survives_is_that_of_drawn_votes(cell: tuple[int, int, int, int]) -> None:
+    leader, runner_up, others, left = cell
+    rng = np.random.default_rng(1)
+    either = rng.binomial(left, rng.beta(leader + runner_up + 1.0, others + 1.0, 40_000))
+    for_leader = rng.binomial(either, rng.beta(leader + 0.5, runner_up + 0.5, 40_000))
+
+    survives = (leader + for_leader >= runner_up + either - for_leader).mean()
+
+    assert leader_survives(*cell) == pytest.approx(survives, abs=0.01)
+
+
+@given(few_votes, few_votes, few_votes)
+def test_with_no_votes_left_a_leader_survives_and_a_decided_one_does_with_some(
+    leader: int, runner_up: int, others: int
+) -> None:
+    first, second = max(leader, runner_up), min(leader, runner_up)
+
+    assert leader_survives(first, second, others, 0) == pytest.approx(1.0)
+    if first > second:
+        assert leader_survives(first, second, others, first - second - 1) == pytest.approx(1.0)
+
+
+def test_a_vote_is_worth_less_where_answers_scatter_and_few_samples_are_left() -> None:
+    assert is_vote_worth((2, 1, 0), 10, 0.5, 0.05)
+    assert not is_vote_worth((4, 1, 0), 2, 0.5, 0.05)
+    assert not is_vote_worth((2, 1, 0), 10, 0.02, 0.05)  # hopeless: a sample is hardly ever right
+    assert is_vote_worth((0, 0, 3), 5, 0.5, 0.4)  # nobody leads
+    assert is_vote_worth((9, 0, 0), 1, 0.01, 0.0)  # money is not scarce

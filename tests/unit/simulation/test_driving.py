@@ -49,7 +49,7 @@ def test_self_consistency_stops_where_adaptive_consistency_does_or_where_nothing
     given = draws(Mode.VOTE)
 
     drawn, _, right = drive(given, StrategyRule(strategy="self_consistency", samples=limit(N)))
-    rule = replay(given, UntilBetaHolds(threshold=0.95, samples_max=limit(N)))
+    rule = replay(given, UntilBetaHolds(threshold=0.95, samples_max=limit(N)), weighs_votes=True)
 
     assert np.all(drawn.mean(axis=1) <= rule.samples)
     assert np.array_equal(right.mean(axis=1), rule.right)

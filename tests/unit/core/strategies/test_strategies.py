@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from scheduler.core.strategies import STRATEGIES, Generate, Score
 from scheduler.core.strategies.base import growing_wave
+from scheduler.core.strategies.self_consistency import elect
 from scheduler.types import Arm, Outcome, Plan, Query, Sample, Verdict, VerifierSpec
 
 QUERY = Query(
@@ -189,6 +190,22 @@ def test_self_consistency_that_runs_out_of_money_elects_from_what_it_has() -> No
 
     assert run.outcome.chosen == sample("4")
     assert run.outcome.because == "vote cut short"
+
+
+def test_self_consistency_stops_where_what_more_votes_may_change_is_not_worth_their_price() -> None:
+    votes = ["5", "4", "6", "5", *["4", "5"] * 20]
+
+    assert len(drive("self_consistency", votes, samples_max=16, price=0.001).drawn) < 16
+    assert len(drive("self_consistency", votes, samples_max=16).drawn) == 16
+    dear = drive("self_consistency", votes, samples_max=16, price=1e9)
+    assert (dear.waves, dear.outcome.because) == ((1,), "one more sample is not worth its price")
+
+
+def test_of_answers_with_as_many_votes_the_surer_one_is_elected() -> None:
+    unsure, sure = replace(sample("5"), logprob_mean=-1.2), replace(sample("4"), logprob_mean=-0.1)
+
+    assert elect((unsure, sure), because="").chosen == sure
+    assert elect((unsure, replace(sure, logprob_mean=None)), because="").chosen == replace(sure, logprob_mean=None)
 
 
 def test_a_tie_goes_to_the_answer_that_came_first() -> None:
