@@ -163,14 +163,10 @@ def _batches(session: Session, asking: Sequence[Asking]) -> list[Purse]:
 
 def _lines_open(session: Session, tenant_id: str) -> int:
     """No fewer than the tenant's waiting queries: the lines of its batches that have not ended."""
-    return (
-        session.scalar(
-            select(func.sum(Batch.lines_read)).where(
-                Batch.tenant_id == tenant_id, Batch.state.in_([BatchState.IN_PROGRESS, BatchState.VALIDATING])
-            )
-        )
-        or 0
+    lines = select(func.sum(Batch.lines_read)).where(
+        Batch.tenant_id == tenant_id, Batch.state.in_([BatchState.IN_PROGRESS, BatchState.VALIDATING])
     )
+    return int(session.scalar(lines) or 0)  # PostgreSQL adds up to a Decimal
 
 
 def _waiting(session: Session, tenant_id: str, model: str | None) -> int:
@@ -191,4 +187,4 @@ def _arrivals(session: Session, tenant_id: str, since: datetime, until: datetime
     came = select(func.sum(Batch.lines_read)).where(
         Batch.tenant_id == tenant_id, Batch.created_at > since, Batch.created_at < until
     )
-    return session.scalar(came) or 0
+    return int(session.scalar(came) or 0)

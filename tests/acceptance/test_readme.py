@@ -78,8 +78,8 @@ def test_every_command_that_readme_names_exists() -> None:
     root = typer.main.get_command(app)
     assert isinstance(root, typer.core.TyperGroup)
 
-    named = set(re.findall(r"`allotd ([a-z]+)(?: ([a-z]+))?", README)) | set(
-        re.findall(r"^allotd ([a-z]+)(?: ([a-z]+))?", README, re.MULTILINE)
+    named = set(re.findall(r"`allotd ([a-z]+)(?: ([a-z-]+))?", README)) | set(
+        re.findall(r"^allotd ([a-z]+)(?: ([a-z-]+))?", README, re.MULTILINE)
     )
 
     for noun, verb in named:

@@ -37,6 +37,7 @@ def test_a_priced_window_its_report_and_what_is_learned_from_it(sessions: sessio
         tenant = add_tenant(session)
         add_cap(session, tenant, 900, period="day")
         batch = add_batch(session, tenant, limit_nanousd=10**6)
+        batch.lines_read = 40
         answer(session, batch, "21", "21", correct=True, task="sums")
         rows = [add_query(session, batch, **JUDGED) for _ in range(3)]
 
