@@ -21,7 +21,8 @@ PRIOR_SAMPLES = 1.0
 """Samples at the mean rate that are added to each query's own before its rate is taken."""
 KERNEL_ROWS_MAX = 4000
 """Rows of the kernel: its memory grows with their square. Beyond that a random part teaches it."""
-CHUNK = 20_000
+CHUNK = 2_000
+"""Queries whose kernel rows are held at once: 64 MB of them."""
 
 
 class RateRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from tests.benchmarks import allocation, intake, money, planning, recovery, throughput
+from tests.benchmarks import allocation, intake, money, planning, predicting, recovery, throughput
 from tests.benchmarks.figures import Figure, print_figures
 
 
@@ -12,6 +12,7 @@ def main() -> int:
     """The cheap ones first; the one with a real model last."""
     figures = [
         *allocation.run(),
+        *predicting.run(),
         intake_figure(),
         *planning.run(),
         *money.run(),
