@@ -94,9 +94,8 @@ def _print_tables(by: By, spend: Mapping[str, Any]) -> None:
     if spend["caps"]:
         say("")
         print_caps(spend["caps"])
-    if groups or spend["budgets"]["prices"]:
-        say("")
-        _print_budgets(spend["budgets"])
+    say("")
+    _print_budgets(spend["budgets"])
 
 
 def _print_budgets(budgets: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from scheduler.core.beliefs import ConjugatePosterior
 from scheduler.core.policies import POLICIES
-from scheduler.core.policies.base import History, Mode, Policy, Workload
+from scheduler.core.policies.base import History, Mode, Policy, Setting, Workload
 from scheduler.core.policies.oracle import Hindsight, Oracle
 from scheduler.errors import InvalidRequest
 from scheduler.simulation.arms import arms_frontiers, as_arms
@@ -116,7 +116,7 @@ def simulate(
     curves = {
         name: frontier([(s.label, replay(drawn, s.rule, weighs_votes=s.weighs_votes)) for s in found])
         for name in chosen
-        if (found := known[name].settings(workload, asked))
+        if (found := _rehearsed(known[name], known[name].settings(workload, asked), workload, taught))
     }
     return compare(curves, mode=mode, queries=len(test), seed=seed)
 
@@ -138,6 +138,23 @@ def known_before(taught: Draws | None, drawn: Draws, seed: int = 0) -> Workload:
         samples_max=samples_max,
         history=History(beliefs=unseen, right=right, tokens=tokens),
     )
+
+
+def _rehearsed(policy: Policy, found: list[Setting], workload: Workload, taught: Draws | None) -> list[Setting]:
+    """Of a policy with more than one knob, the settings that are worth their cost on the training queries.
+
+    Chosen on the test queries, the best of so many would look better than they are.
+    """
+    if taught is None or workload.history is None or not any(setting.rehearse for setting in found):
+        return found
+    earlier = replace(workload, beliefs=workload.history.beliefs, samples_max=taught.recorded.samples_max, history=None)
+    rehearsal = {s.label: replay(taught, s.rule, weighs_votes=s.weighs_votes) for s in policy.settings(earlier, ())}
+    best, kept = -1.0, set()
+    for label, run in sorted(rehearsal.items(), key=lambda item: float(item[1].tokens.mean())):
+        if float(run.right.mean()) > best:
+            best = float(run.right.mean())
+            kept.add(label)
+    return [setting for setting in found if not setting.rehearse or setting.label in kept]
 
 
 def all_knowing(drawn: Draws) -> dict[str, Policy]:

@@ -71,12 +71,14 @@ class Workload:
 class Setting:
     """One point of a policy's frontier: the rule at one budget, price or threshold, and what that is called.
 
-    `weighs_votes` says that it elects the answer by `Seen.elected_code` instead of `Seen.leader_code`.
+    `weighs_votes` says that it elects the answer by `Seen.elected_code` instead of `Seen.leader_code`;
+    `rehearse`, that it is one of many, to be used only where it proved worth its cost on earlier queries.
     """
 
     label: str
     rule: Rule | StrategyRule
     weighs_votes: bool = False
+    rehearse: bool = False
 
 
 class Policy(Protocol):

@@ -64,6 +64,7 @@ def while_a_vote_is_worth_it(workload: Workload) -> list[Setting]:
                 worth=worth / usual, price=price, settled_at=settled_at, samples_max=workload.samples_max
             ),
             weighs_votes=True,
+            rehearse=price > 0,
         )
         for settled_at in SETTLED_AT
         for price in PRICES

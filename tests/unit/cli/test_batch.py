@@ -253,7 +253,7 @@ def test_reports_of_nothing_and_of_something(priced: Server, allotd: Allotd, bat
     table = allotd("report")
     rows = allotd("report", "--by", "batch", "--format", "csv").out.splitlines()
 
-    assert nothing.out == "Nothing was asked in this period.\n"
+    assert nothing.out.startswith("Nothing was asked in this period.\n")
     assert "acme" in table.out
     assert rows[0].startswith("batch,queries,answered,budget_stopped,abandoned,failed,cancelled,expired,")
     assert rows[1].startswith(f"{batch},1,0,0,0,1,0,0,")

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scheduler.core.policies.base import Mode
+from scheduler.core.policies.voting import PRICES, SETTLED_AT
 from scheduler.errors import InvalidRequest
 from scheduler.simulation.frontiers import frontier, ratios
 from scheduler.simulation.replay import Replay
@@ -45,6 +46,14 @@ def test_a_vote_elects_the_most_frequent_answer() -> None:
     found = run(Mode.VOTE, policies=["uniform"])
 
     assert found.frontiers["uniform"][-1].accuracy == pytest.approx(2 / 3)
+
+
+def test_of_many_settings_those_are_shown_that_were_worth_their_cost_in_training() -> None:
+    found = simulate(POOL, POOL, mode=Mode.VOTE, policies=["allotd"], budgets=None, draws=10, seed=0)
+
+    labels = {point.label for point in found.frontiers["allotd"]}
+    assert {f"{settled_at:g} at 0" for settled_at in SETTLED_AT} <= labels
+    assert len(labels) < len(SETTLED_AT) * len(PRICES) / 2
 
 
 def test_the_same_seed_gives_the_same_figures_and_another_one_others() -> None:
