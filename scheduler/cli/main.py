@@ -18,6 +18,7 @@ from scheduler.cli import (
     plan,
     predictor,
     price,
+    probe,
     record,
     report,
     serve,
@@ -47,6 +48,7 @@ app.add_typer(batch.app, name="batch")
 app.add_typer(predictor.app, name="predictor")
 app.command()(report.report)
 app.command()(record.record)
+app.command()(probe.probe)
 app.command()(simulate.simulate)
 app.command()(plan.plan)
 app.add_typer(engine.app, name="engine")

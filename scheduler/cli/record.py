@@ -32,6 +32,10 @@ def record(
     tokens_max: Annotated[int, typer.Option(min=1, help="Per sample, where a line does not say it.")] = TOKENS_MAX,
     seed: Annotated[int | None, typer.Option(help="For a server that samples repeatably.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Queries asked at once.")] = CONCURRENCY,
+    probe: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", help="Then add this small model's view of every question (`allotd probe`)."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Sample every query of a workload and judge each sample. Interrupted, the same command goes on."""
@@ -51,6 +55,10 @@ def record(
         concurrency=concurrency,
     )
     recorded: Recorded = record_pool(workload, out, wanted)
+    if probe is not None and recorded.done:
+        from scheduler.cli.prober import probe_pool  # noqa: PLC0415 (slow to import)
+
+        probe_pool(out, probe, out, None)
     told = {"out": str(out), "queries": recorded.queries, "recorded": recorded.done, "refused": recorded.refused}
     if as_json:
         print_json(told)

@@ -128,7 +128,7 @@ def known_before(taught: Draws | None, drawn: Draws, seed: int = 0) -> Workload:
         beliefs = plain_beliefs(None, len(lines))
         return Workload(mode=drawn.mode, beliefs=beliefs, posterior=ConjugatePosterior(), samples_max=samples_max)
     train = taught.recorded
-    probed = all(line.probe is not None for line in (*train.lines, *lines))
+    probed = are_probed((*train.lines, *lines))
     predictor, unseen = teach(train, with_probe=probed, seed=seed)
     right, tokens = mean_curves(taught)
     return Workload(
@@ -138,6 +138,16 @@ def known_before(taught: Draws | None, drawn: Draws, seed: int = 0) -> Workload:
         samples_max=samples_max,
         history=History(beliefs=unseen, right=right, tokens=tokens),
     )
+
+
+def are_probed(lines: Sequence[PoolLine]) -> bool:
+    """Whether all lines have a probe. Raises InvalidRequest where probes are not of one model and layer."""
+    probes = [line.probe for line in lines if line.probe is not None]
+    views = {(probe.model, probe.layer, len(probe.vector)) for probe in probes}
+    if len(views) > 1:
+        seen = "; ".join(f"{model or 'no name'}, layer {layer}, {size} numbers" for model, layer, size in sorted(views))
+        raise InvalidRequest(f"The pools' probes are of different views ({seen}); run `allotd probe` on all of them.")
+    return len(probes) == len(lines)
 
 
 def _rehearsed(policy: Policy, found: list[Setting], workload: Workload, taught: Draws | None) -> list[Setting]:

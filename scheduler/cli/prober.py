@@ -1,0 +1,140 @@
+"""How a pool gets its probe features: a cut copy of a model for hidden states, then the whole one for surprise."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+
+from scheduler.cli.output import complain
+from scheduler.cli.parts import free_port
+from scheduler.errors import InvalidRequest
+from scheduler.probing import PromptStatistics, hidden_states, prompt_statistics
+from scheduler.simulation.pools import read_pools
+from scheduler.supervision import Part, Supervisor
+
+POOLER = '{"pooling_type": "LAST"}'
+POOLING = ("--runner", "pooling", "--convert", "embed", "--pooler-config", POOLER, "--stream-interval", "1")
+"""vLLM 0.32 fails at its first embedding where the interval of streams, which there are none of, is not 1."""
+ANSWER_S = 2.0
+T = TypeVar("T")
+
+
+def probe_pool(pool: Path, llm: Path, out: Path, layer: int | None) -> tuple[int, int]:
+    """Write the pool with a probe on every line; returns how many lines there are, and how many questions were asked.
+
+    Lines that a probe of the same model and layer stands on already are kept as they are. Raises InvalidRequest, or
+    EngineRejected or PartFailed where the model server fails; `out` is written whole or not at all.
+    """
+    read_pools([pool])  # names what is wrong with it
+    layer = layer or default_layer(llm)
+    lines = [json.loads(raw) for raw in _opened(pool)]
+    questions = sorted({line["question"] for line in lines if not is_probed(line.get("probe"), llm.name, layer)})
+    probes = dict(zip(questions, ask(llm, layer, questions), strict=True)) if questions else {}
+    for line in lines:
+        if line["question"] in probes and not is_probed(line.get("probe"), llm.name, layer):
+            line["probe"] = probes[line["question"]]
+    _publish(lines, out)
+    return len(lines), len(questions)
+
+
+def default_layer(llm: Path) -> int:
+    """Two thirds up: middle layers told more of difficulty than the last. Raises InvalidRequest without a model."""
+    try:
+        layers = int(json.loads((llm / "config.json").read_text())["num_hidden_layers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InvalidRequest(f"--llm {llm}: give a directory with a model's config.json and safetensors.") from None
+    return max(1, layers * 2 // 3)
+
+
+def is_probed(probe: Mapping[str, Any] | None, model: str, layer: int) -> bool:
+    """Whether a line has this model's view already."""
+    return probe is not None and (probe.get("model"), probe.get("layer")) == (model, layer)
+
+
+def ask(llm: Path, layer: int, questions: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """A probe per question, from two servers one after the other."""
+    with tempfile.TemporaryDirectory(prefix="allotd-probe-") as scratch:
+        directory = Path(scratch)
+        cut = directory / llm.name
+        _cut(llm, layer, cut)
+        complain(f"Reading layer {layer} of {llm.name} for {len(questions)} questions ...")
+        vectors = _with_server(directory, cut, POOLING, lambda url: hidden_states(url, llm.name, questions))
+        complain("Reading the prompts' log-probabilities ...")
+        told = _with_server(directory, llm, (), lambda url: prompt_statistics(url, llm.name, questions))
+    return (_probe(llm.name, layer, *both) for both in zip(vectors, told, strict=True))
+
+
+def _probe(model: str, layer: int, vector: list[float], told: PromptStatistics) -> dict[str, Any]:
+    return {
+        "model": model,
+        "layer": layer,
+        "vector": vector,
+        "logprob_mean": round(told.mean, 5),
+        "logprob_std": round(told.std, 5),
+        "logprob_min": round(told.least, 5),
+        "tokens": told.tokens,
+    }
+
+
+def _cut(llm: Path, layer: int, out: Path) -> None:
+    arguments = ("--llm", str(llm), "--layers", str(layer), "--out", str(out))
+    command = (sys.executable, "-m", "workers.cut_model", *arguments)
+    done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 (our own module)
+    if done.returncode:
+        said = done.stderr.strip().splitlines() or ["it said nothing"]
+        raise InvalidRequest(f"{llm} cannot be read by layers: {said[-1]}")
+
+
+def _with_server(directory: Path, llm: Path, extra: Sequence[str], work: Callable[[str], T]) -> T:
+    """Do something with a model server of its own, which is gone afterwards."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    arguments = ("--llm", str(llm), "--served-name", llm.name, "--port", str(port), "--eager")
+    part = Part(
+        name="vllm",
+        command=(sys.executable, "-m", "workers.llm_server", *arguments, *(("--", *extra) if extra else ())),
+        is_ready=lambda: _is_healthy(url),
+        ready_timeout_s=None,
+    )
+    with _supervised(directory, part):
+        return work(f"{url}/v1/")
+
+
+@contextmanager
+def _supervised(directory: Path, part: Part) -> Iterator[None]:
+    supervisor = Supervisor(directory, complain)
+    supervisor.listen()
+    try:
+        supervisor.start(part)
+        supervisor.wait_ready(part.name)
+        yield
+    finally:
+        supervisor.stop()
+
+
+def _is_healthy(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=ANSWER_S, trust_env=False).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _opened(pool: Path) -> Iterator[bytes]:
+    packed = pool.read_bytes()
+    plain = gzip.decompress(packed) if packed[:2] == b"\x1f\x8b" else packed
+    return (raw for raw in plain.splitlines() if raw.strip())
+
+
+def _publish(lines: Sequence[Mapping[str, Any]], out: Path) -> None:
+    text = "".join(f"{json.dumps(line, ensure_ascii=False)}\n" for line in lines).encode()
+    draft = out.with_name(f"{out.name}.new")
+    draft.write_bytes(gzip.compress(text, mtime=0) if out.suffix == ".gz" else text)
+    draft.replace(out)
