@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import httpx
 
-from scheduler.errors import EngineRejected
+from scheduler.errors import EngineRejected, EngineUnavailable
 
 CONCURRENCY = 32
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
@@ -29,8 +29,10 @@ class PromptStatistics:
     tokens: int
 
 
-def hidden_states(url: str, model: str, questions: Sequence[str]) -> list[list[float]]:
-    """The hidden state of each prompt's last token, as a pooling server at `url` gives it, not normalised.
+def hidden_states(model: str, questions: Sequence[str], url: str) -> list[list[float]]:
+    """The hidden state of each prompt's last token, as a pooling server at `url` gives it.
+
+    It has passed the model's last norm, but is not scaled to length 1.
 
     Raises EngineRejected that quotes the question where the server refuses one.
     """
@@ -43,7 +45,7 @@ def hidden_states(url: str, model: str, questions: Sequence[str]) -> list[list[f
     return asyncio.run(_ask_all(url, questions, ask))
 
 
-def prompt_statistics(url: str, model: str, questions: Sequence[str]) -> list[PromptStatistics]:
+def prompt_statistics(model: str, questions: Sequence[str], url: str) -> list[PromptStatistics]:
     """What the prompts' tokens cost the model in surprise, from an ordinary server. Raises EngineRejected as above."""
 
     async def ask(client: httpx.AsyncClient, question: str) -> PromptStatistics:
@@ -80,7 +82,10 @@ async def _ask_all(
 
 
 async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any], question: str) -> Any:
-    answer = await client.post(path, json=body)
+    try:
+        answer = await client.post(path, json=body)
+    except httpx.HTTPError as error:
+        raise EngineUnavailable(f"The model server does not answer: {error!r}") from None
     if answer.is_error:
         raise EngineRejected(f"The model server refuses the prompt {question[:60]!r}: {answer.text[:300]}")
     return answer.json()

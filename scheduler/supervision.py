@@ -117,6 +117,13 @@ class Supervisor:
             for child in self._children.values():
                 self._look_after(child)
 
+    def check(self) -> None:
+        """Raises StopAsked where somebody asks to stop, and PartFailed with the end of its log where a part is dead."""
+        self._pause()
+        for name, child in self._children.items():
+            if (code := child.process.poll()) is not None:
+                raise PartFailed(f"{name} ended with {_ending(code)}.{self._tail(name)}")
+
     def stop(self) -> None:
         """Ask the parts to finish, stage by stage; then end whatever is left of them. Asked again, kill at once."""
         self._asked.clear()

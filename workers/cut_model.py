@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-LAYER = re.compile(r"\.layers\.(\d+)\.")
+LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 WEIGHTS = "model.safetensors"
 PER_LAYER = ("layer_types",)
 """Lists in a configuration that have an entry per layer."""

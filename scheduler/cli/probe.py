@@ -17,12 +17,13 @@ def probe(
     layer: Annotated[
         int | None, typer.Option(min=1, help="The hidden state after this many layers; two thirds of them by default.")
     ] = None,
+    vllm_arguments: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM_ARGUMENTS]...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a hidden state and log-probability statistics of every question to a pool, with a real vLLM of its own."""
     from scheduler.cli.prober import probe_pool  # noqa: PLC0415 (slow to import)
 
-    lines, asked = probe_pool(pool, llm, out, layer)
+    lines, asked = probe_pool(pool, llm, out, layer, vllm_arguments or ())
     if as_json:
         print_json({"out": str(out), "lines": lines, "questions_asked": asked})
     else:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,10 +18,10 @@ import httpx
 
 from scheduler.cli.output import complain
 from scheduler.cli.parts import free_port
-from scheduler.errors import InvalidRequest
+from scheduler.errors import Conflict, InvalidRequest
 from scheduler.probing import PromptStatistics, hidden_states, prompt_statistics
 from scheduler.simulation.pools import read_pools
-from scheduler.supervision import Part, Supervisor
+from scheduler.supervision import Part, PartFailed, StopAsked, Supervisor
 
 POOLER = '{"pooling_type": "LAST"}'
 POOLING = ("--runner", "pooling", "--convert", "embed", "--pooler-config", POOLER, "--stream-interval", "1")
@@ -28,22 +30,33 @@ ANSWER_S = 2.0
 T = TypeVar("T")
 
 
-def probe_pool(pool: Path, llm: Path, out: Path, layer: int | None) -> tuple[int, int]:
+def probe_pool(pool: Path, llm: Path, out: Path, layer: int | None, extra: Sequence[str] = ()) -> tuple[int, int]:
     """Write the pool with a probe on every line; returns how many lines there are, and how many questions were asked.
 
-    Lines that a probe of the same model and layer stands on already are kept as they are. Raises InvalidRequest, or
-    EngineRejected or PartFailed where the model server fails; `out` is written whole or not at all.
+    Lines that a probe of the same model and layer stands on already are kept as they are; `extra` are arguments of
+    vLLM. Raises InvalidRequest, Conflict where `out` is another file or `pool` changes meanwhile, and EngineRejected or
+    PartFailed where the model server fails; `out` is written whole or not at all.
     """
+    layer, model = layer or default_layer(llm), name_of(llm)
+    if out.exists() and not out.samefile(pool):
+        raise Conflict(f"{out} is there already; choose another name, or {pool} itself.")
     read_pools([pool])  # names what is wrong with it
-    layer = layer or default_layer(llm)
+    before = _stamp(pool)
     lines = [json.loads(raw) for raw in _opened(pool)]
-    questions = sorted({line["question"] for line in lines if not is_probed(line.get("probe"), llm.name, layer)})
-    probes = dict(zip(questions, ask(llm, layer, questions), strict=True)) if questions else {}
+    questions = sorted({line["question"] for line in lines if not is_probed(line.get("probe"), model, layer)})
+    probes = dict(zip(questions, ask(llm, layer, questions, extra), strict=True)) if questions else {}
     for line in lines:
-        if line["question"] in probes and not is_probed(line.get("probe"), llm.name, layer):
+        if line["question"] in probes and not is_probed(line.get("probe"), model, layer):
             line["probe"] = probes[line["question"]]
+    if _stamp(pool) != before:
+        raise Conflict(f"{pool} was changed meanwhile; nothing is written. Run the command again.")
     _publish(lines, out)
     return len(lines), len(questions)
+
+
+def _stamp(pool: Path) -> tuple[int, int, int]:
+    stat = pool.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def default_layer(llm: Path) -> int:
@@ -60,17 +73,29 @@ def is_probed(probe: Mapping[str, Any] | None, model: str, layer: int) -> bool:
     return probe is not None and (probe.get("model"), probe.get("layer")) == (model, layer)
 
 
-def ask(llm: Path, layer: int, questions: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """A probe per question, from two servers one after the other."""
-    with tempfile.TemporaryDirectory(prefix="allotd-probe-") as scratch:
-        directory = Path(scratch)
-        cut = directory / llm.name
+def ask(llm: Path, layer: int, questions: Sequence[str], extra: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """A probe per question, from two servers one after the other. Where one fails, its log is kept and named."""
+    directory = Path(tempfile.mkdtemp(prefix="allotd-probe-"))
+    cut = directory / name_of(llm)
+    try:
         _cut(llm, layer, cut)
-        complain(f"Reading layer {layer} of {llm.name} for {len(questions)} questions ...")
-        vectors = _with_server(directory, cut, POOLING, lambda url: hidden_states(url, llm.name, questions))
+        complain(f"Reading layer {layer} of {cut.name} for {len(questions)} questions ...")
+        vectors = _with_server(directory, cut, (*POOLING, *extra), partial(hidden_states, cut.name, questions))
         complain("Reading the prompts' log-probabilities ...")
-        told = _with_server(directory, llm, (), lambda url: prompt_statistics(url, llm.name, questions))
-    return (_probe(llm.name, layer, *both) for both in zip(vectors, told, strict=True))
+        told = _with_server(directory, llm, extra, partial(prompt_statistics, cut.name, questions))
+    except PartFailed:
+        shutil.rmtree(cut, ignore_errors=True)
+        raise
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    shutil.rmtree(directory)
+    return [_probe(cut.name, layer, *both) for both in zip(vectors, told, strict=True)]
+
+
+def name_of(llm: Path) -> str:
+    """What probes call a model: the name of its directory."""
+    return llm.resolve().name
 
 
 def _probe(model: str, layer: int, vector: list[float], told: PromptStatistics) -> dict[str, Any]:
@@ -95,29 +120,30 @@ def _cut(llm: Path, layer: int, out: Path) -> None:
 
 
 def _with_server(directory: Path, llm: Path, extra: Sequence[str], work: Callable[[str], T]) -> T:
-    """Do something with a model server of its own, which is gone afterwards."""
+    """Do something with a model server of its own, which is gone afterwards; Ctrl-C ends both."""
     url = f"http://127.0.0.1:{(port := free_port())}"
-    arguments = ("--llm", str(llm), "--served-name", llm.name, "--port", str(port), "--eager")
+    arguments = ("--llm", str(llm), "--served-name", name_of(llm), "--port", str(port), "--eager")
     part = Part(
         name="vllm",
         command=(sys.executable, "-m", "workers.llm_server", *arguments, *(("--", *extra) if extra else ())),
         is_ready=lambda: _is_healthy(url),
         ready_timeout_s=None,
     )
-    with _supervised(directory, part):
-        return work(f"{url}/v1/")
-
-
-@contextmanager
-def _supervised(directory: Path, part: Part) -> Iterator[None]:
     supervisor = Supervisor(directory, complain)
     supervisor.listen()
+    asking = ThreadPoolExecutor(1)
     try:
         supervisor.start(part)
         supervisor.wait_ready(part.name)
-        yield
+        answers = asking.submit(work, f"{url}/v1/")
+        while not answers.done():
+            supervisor.check()
+        return answers.result()
+    except StopAsked:
+        raise KeyboardInterrupt from None
     finally:
         supervisor.stop()
+        asking.shutdown()  # whatever is still asked fails now, as nobody is there to answer
 
 
 def _is_healthy(url: str) -> bool:

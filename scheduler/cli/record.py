@@ -41,6 +41,10 @@ def record(
     """Sample every query of a workload and judge each sample. Interrupted, the same command goes on."""
     from scheduler.cli.recorder import Recorded, Wanted, record_pool  # noqa: PLC0415 (slow to import)
 
+    if probe is not None:
+        from scheduler.cli.prober import default_layer, probe_pool  # noqa: PLC0415 (slow to import)
+
+        default_layer(probe)  # a wrong directory is told now, and not when everything is recorded
     if str(workload) != "-" and not workload.is_file():
         raise InvalidRequest(f"There is no file {workload}.")
     wanted = Wanted(
@@ -56,8 +60,6 @@ def record(
     )
     recorded: Recorded = record_pool(workload, out, wanted)
     if probe is not None and recorded.done:
-        from scheduler.cli.prober import probe_pool  # noqa: PLC0415 (slow to import)
-
         probe_pool(out, probe, out, None)
     told = {"out": str(out), "queries": recorded.queries, "recorded": recorded.done, "refused": recorded.refused}
     if as_json:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scheduler.cli import prober
-from scheduler.errors import InvalidRequest
+from scheduler.errors import Conflict, InvalidRequest
 from scheduler.probing import PromptStatistics, statistics_of
 from scheduler.simulation.pools import read_pools
 from scheduler.simulation.simulate import are_probed
@@ -82,7 +82,7 @@ def test_only_questions_without_this_models_view_are_asked_and_every_line_is_kep
 ) -> None:
     asked: list[str] = []
 
-    def ask(_llm: Path, _layer: int, questions: Sequence[str]) -> list[dict[str, Any]]:
+    def ask(_llm: Path, _layer: int, questions: Sequence[str], _extra: Sequence[str]) -> list[dict[str, Any]]:
         asked.extend(questions)
         return [PROBE for _ in questions]
 
@@ -100,6 +100,8 @@ def test_only_questions_without_this_models_view_are_asked_and_every_line_is_kep
     assert asked == ["two?"]
     assert [line["probe"]["tokens"] for line in out] == [9, 3, 3]
     assert out[2]["note"] == "kept"
+    with pytest.raises(Conflict, match="is there already"):
+        prober.probe_pool(pool, llm, tmp_path / "out.jsonl", None)
     assert {line["probe"]["model"] for line in out} == {"small"}
 
 
