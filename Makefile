@@ -6,6 +6,8 @@ READY := $(VENV)/.ready
 # These need no more than their own process, so two of them run at once.
 ALONE := tests/unit tests/migration
 export HF_HUB_OFFLINE ?= 1
+# Without bytecode every process of ours compiles what it imports, vLLM half a minute long, each time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test check bench bench-allocation chaos fuzz setup clean
 

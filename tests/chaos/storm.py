@@ -34,6 +34,7 @@ from scheduler.wiring import utc_now
 from tests.deployment import Deployment, deployment, sums
 from tests.services import PostgresServer, ServiceFailed, free_port, postgres_server
 
+WORK_TIMEOUT_S = 30.0
 T = TypeVar("T")
 
 WORKERS = ("worker-1", "worker-2", "worker-3")
@@ -193,6 +194,7 @@ def _rage(world: World, faults: Sequence[Fault], say: Callable[[str], None]) -> 
     with _watched(stack, damage):
         for number, fault in enumerate(faults, start=1):
             time.sleep(fault.pause_s)
+            _wait_for_work(stack)
             say(f"{number:>4}/{len(faults)} {fault.kind} {fault.target}")
             _inject(world, fault)
             damage.faults[fault.kind] += 1
@@ -355,6 +357,18 @@ def _all_final(session: Session, batches: Sequence[str]) -> bool:
         select(func.count()).where(Batch.id.in_(batches), Batch.state.not_in([str(state) for state in BATCH_FINAL]))
     )
     return still_open == 0
+
+
+def _wait_for_work(stack: Deployment) -> None:
+    """A fault that hits an idle deployment tries nothing: wait a while for a query that runs."""
+
+    def running() -> int:
+        with stack.sessions() as session:
+            return session.scalar(select(func.count()).where(Attempt.state == AttemptState.RUNNING)) or 0
+
+    deadline = time.monotonic() + WORK_TIMEOUT_S
+    while not _again(running) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _open_lines(stack: Deployment) -> int:

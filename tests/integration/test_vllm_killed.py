@@ -20,7 +20,7 @@ from tests.integration.test_real_vllm import CALM, add_price, cost_of_samples_na
 from tests.llm import NAME, free_port, llm_server, processes_of_session
 from tests.services import Valkey
 
-LINES = 40
+LINES = 24
 KILLS = 2
 
 
