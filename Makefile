@@ -9,14 +9,21 @@ export HF_HUB_OFFLINE ?= 1
 # Without bytecode every process of ours compiles what it imports, vLLM half a minute long, each time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test check bench bench-allocation chaos fuzz setup clean
+.PHONY: demo test test-services test-llm check bench bench-allocation chaos fuzz setup clean
 
 demo: $(READY)
 	$(BIN)/python ops/demo/run.py
 
 test: $(READY) check
 	$(BIN)/python -m pytest $(ALONE) --numprocesses 2 --durations=10
-	$(BIN)/python -m pytest $(ALONE:%=--ignore=%) --durations=10
+	$(MAKE) --no-print-directory --jobs 2 --output-sync=target test-services test-llm
+
+# Beside each other: both mostly wait, for processes that start and for a model that writes.
+test-services: $(READY)
+	$(BIN)/python -m pytest $(ALONE:%=--ignore=%) -m "not vllm" --durations=10
+
+test-llm: $(READY)
+	$(BIN)/python -m pytest $(ALONE:%=--ignore=%) -m vllm --durations=10
 
 check: $(READY)
 	$(BIN)/ruff check .

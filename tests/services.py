@@ -140,7 +140,7 @@ def postgres_server(*, survives_crashes: bool = False) -> Iterator[PostgresServe
 @contextmanager
 def valkey_server() -> Iterator[Valkey]:
     """A running Valkey server that keeps nothing on disk."""
-    with ValkeyServer(config={"save": "", "appendonly": "no"}) as server:
+    with ValkeyServer(port=free_port(), config={"save": "", "appendonly": "no"}) as server:
         yield Valkey(server)
 
 

@@ -17,13 +17,18 @@ def probe(
     layer: Annotated[
         int | None, typer.Option(min=1, help="The hidden state after this many layers; two thirds of them by default.")
     ] = None,
+    llm_url: Annotated[
+        str | None, typer.Option(metavar="URL", help="A server of the same model that runs already, for its surprise.")
+    ] = None,
     vllm_arguments: Annotated[list[str] | None, typer.Argument(metavar="[-- VLLM_ARGUMENTS]...")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Add a hidden state and log-probability statistics of every question to a pool, with a real vLLM of its own."""
-    from scheduler.cli.prober import probe_pool  # noqa: PLC0415 (slow to import)
+    from scheduler.cli.parts import served_models  # noqa: PLC0415 (slow to import)
+    from scheduler.cli.prober import Served, probe_pool  # noqa: PLC0415
 
-    lines, asked = probe_pool(pool, llm, out, layer, vllm_arguments or ())
+    served = Served(url=llm_url, model=served_models(llm_url.rstrip("/"))[0]) if llm_url else None
+    lines, asked = probe_pool(pool, llm, out, layer, served, vllm_arguments or ())
     if as_json:
         print_json({"out": str(out), "lines": lines, "questions_asked": asked})
     else:

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,12 +31,23 @@ ANSWER_S = 2.0
 T = TypeVar("T")
 
 
-def probe_pool(pool: Path, llm: Path, out: Path, layer: int | None, extra: Sequence[str] = ()) -> tuple[int, int]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Served:
+    """A model server that runs already: its URL, which ends in /v1, and the model's name there."""
+
+    url: str
+    model: str
+
+
+def probe_pool(
+    pool: Path, llm: Path, out: Path, layer: int | None, served: Served | None = None, extra: Sequence[str] = ()
+) -> tuple[int, int]:
     """Write the pool with a probe on every line; returns how many lines there are, and how many questions were asked.
 
-    Lines that a probe of the same model and layer stands on already are kept as they are; `extra` are arguments of
-    vLLM. Raises InvalidRequest, Conflict where `out` is another file or `pool` changes meanwhile, and EngineRejected or
-    PartFailed where the model server fails; `out` is written whole or not at all.
+    Lines that a probe of the same model and layer stands on already are kept as they are. `served` is a server of the
+    whole model, `extra` are arguments of vLLM. Raises InvalidRequest, Conflict where `out` is another file or `pool`
+    changes meanwhile, and EngineRejected or PartFailed where the model server fails; `out` is written whole or not at
+    all.
     """
     layer, model = layer or default_layer(llm), name_of(llm)
     if out.exists() and not out.samefile(pool):
@@ -44,7 +56,7 @@ def probe_pool(pool: Path, llm: Path, out: Path, layer: int | None, extra: Seque
     before = _stamp(pool)
     lines = [json.loads(raw) for raw in _opened(pool)]
     questions = sorted({line["question"] for line in lines if not is_probed(line.get("probe"), model, layer)})
-    probes = dict(zip(questions, ask(llm, layer, questions, extra), strict=True)) if questions else {}
+    probes = dict(zip(questions, ask(llm, layer, questions, served, extra), strict=True)) if questions else {}
     for line in lines:
         if line["question"] in probes and not is_probed(line.get("probe"), model, layer):
             line["probe"] = probes[line["question"]]
@@ -73,8 +85,13 @@ def is_probed(probe: Mapping[str, Any] | None, model: str, layer: int) -> bool:
     return probe is not None and (probe.get("model"), probe.get("layer")) == (model, layer)
 
 
-def ask(llm: Path, layer: int, questions: Sequence[str], extra: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """A probe per question, from two servers one after the other. Where one fails, its log is kept and named."""
+def ask(
+    llm: Path, layer: int, questions: Sequence[str], served: Served | None, extra: Sequence[str]
+) -> list[dict[str, Any]]:
+    """A probe per question, from two servers one after the other, or one where the whole model is served already.
+
+    Where a server of ours fails, its log is kept and named.
+    """
     directory = Path(tempfile.mkdtemp(prefix="allotd-probe-"))
     cut = directory / name_of(llm)
     try:
@@ -82,7 +99,10 @@ def ask(llm: Path, layer: int, questions: Sequence[str], extra: Sequence[str] = 
         complain(f"Reading layer {layer} of {cut.name} for {len(questions)} questions ...")
         vectors = _with_server(directory, cut, (*POOLING, *extra), partial(hidden_states, cut.name, questions))
         complain("Reading the prompts' log-probabilities ...")
-        told = _with_server(directory, llm, extra, partial(prompt_statistics, cut.name, questions))
+        if served is not None:
+            told = prompt_statistics(served.model, questions, f"{served.url.rstrip('/')}/")
+        else:
+            told = _with_server(directory, llm, extra, partial(prompt_statistics, cut.name, questions))
     except PartFailed:
         shutil.rmtree(cut, ignore_errors=True)
         raise

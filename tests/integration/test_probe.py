@@ -9,7 +9,7 @@ from subprocess import run
 
 import pytest
 
-from ops.demo.smollm import fetch_smollm
+from tests.llm import LlmServer
 from tests.unit.simulation.pools import judged, pool_line, write_pool
 
 QUESTIONS = ("What is 12 + 9?", "Name a river in Peru.", "What is 12 + 9?")
@@ -17,14 +17,17 @@ HIDDEN_SIZE = 576
 
 
 @pytest.mark.vllm
-def test_every_question_gets_the_hidden_state_of_a_middle_layer_and_its_log_probabilities(tmp_path: Path) -> None:
+def test_every_question_gets_the_hidden_state_of_a_middle_layer_and_its_log_probabilities(
+    llm: LlmServer, tmp_path: Path
+) -> None:
     pool = write_pool(
         tmp_path / "pool.jsonl.gz",
         [pool_line(str(i), judged("10"), question=question) for i, question in enumerate(QUESTIONS)],
     )
-    command = (sys.executable, "-m", "scheduler.cli", "probe", str(pool), "--llm", str(fetch_smollm()))
+    command = (sys.executable, "-m", "scheduler.cli", "probe", str(pool), "--llm", str(llm.directory))
+    options = ("--llm-url", llm.url, "--out", str(tmp_path / "out.jsonl"), "--json")
 
-    done = run([*command, "--out", str(tmp_path / "out.jsonl"), "--json"], capture_output=True, text=True, check=False)
+    done = run([*command, *options], capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["questions_asked"] == 2

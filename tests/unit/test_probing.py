@@ -82,7 +82,7 @@ def test_only_questions_without_this_models_view_are_asked_and_every_line_is_kep
 ) -> None:
     asked: list[str] = []
 
-    def ask(_llm: Path, _layer: int, questions: Sequence[str], _extra: Sequence[str]) -> list[dict[str, Any]]:
+    def ask(_llm: Path, _layer: int, questions: Sequence[str], *_: object) -> list[dict[str, Any]]:
         asked.extend(questions)
         return [PROBE for _ in questions]
 
