@@ -14,10 +14,11 @@ from sqlalchemy.orm import Session
 from models.tables import Batch
 from scheduler.core.allocation import NOTHING, Reason, allocate, choices_at, reasons
 from scheduler.core.beliefs import Floats
-from scheduler.core.curves import best_of_n, tokens_until_accepted
+from scheduler.core.curves import best_of_n
 from scheduler.core.evidence import Ints
 from scheduler.core.pacing import paced
 from scheduler.core.votes import vote_curve
+from scheduler.core.waves import cheapest_waves, split_vote_waves
 from scheduler.pacing import Asking, Move, Purse, purses
 from scheduler.planning import Draft, smallest_wave_nanousd
 from scheduler.settings import Settings
@@ -116,6 +117,7 @@ def budgeted(draft: Draft, curves: Curves, price: float, *, may_abandon: bool) -
         price=price,
         alpha=draft.prediction.alpha,
         beta=draft.prediction.beta,
+        prompt_nanousd=prompt_nanousd(draft),
         sample_nanousd=sample_nanousd(draft),
     )
     return replace(
@@ -148,10 +150,14 @@ def lot(query_id: int) -> float:
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
+def prompt_nanousd(draft: Draft) -> float:
+    """What a wave costs beside its samples."""
+    return float(draft.query.prompt_tokens * draft.price.prompt_nanousd)
+
+
 def sample_nanousd(draft: Draft) -> float:
-    """What one more sample is expected to cost, in a wave of its own."""
-    tokens = min(float(draft.plan.tokens_max), draft.prediction.tokens_expected)
-    return draft.query.prompt_tokens * draft.price.prompt_nanousd + tokens * draft.price.completion_nanousd
+    """What each sample of a wave is expected to cost."""
+    return min(float(draft.plan.tokens_max), draft.prediction.tokens_expected) * draft.price.completion_nanousd
 
 
 def curves_of(drafts: Sequence[Draft]) -> Curves:
@@ -159,15 +165,16 @@ def curves_of(drafts: Sequence[Draft]) -> Curves:
     most = max(max(1, draft.plan.samples_max) for draft in drafts)
     alpha = np.array([draft.prediction.alpha for draft in drafts])
     beta = np.array([draft.prediction.beta for draft in drafts])
-    each = np.array([sample_nanousd(draft) for draft in drafts])
+    prompt = np.array([prompt_nanousd(draft) for draft in drafts])
+    sample = np.array([sample_nanousd(draft) for draft in drafts])
     gains = best_of_n(alpha, beta, most)
-    costs = tokens_until_accepted(alpha, beta, each, most)
+    costs, _ = cheapest_waves(alpha, beta, prompt, sample, most)
     votes = np.array([draft.plan.arm.strategy == "self_consistency" for draft in drafts])
     if votes.any():
         gains[votes] = vote_curve(alpha[votes], beta[votes], most)
-        costs[votes] = np.arange(most + 1) * each[votes, None]
+        costs[votes] = split_vote_waves(most) * prompt[votes, None] + np.arange(most + 1) * sample[votes, None]
     at_once = np.array([draft.plan.arm.strategy == "uniform" for draft in drafts])
-    costs[at_once] = np.arange(most + 1) * each[at_once, None]
+    costs[at_once] = prompt[at_once, None] + np.arange(most + 1) * sample[at_once, None]
     within = np.minimum(np.arange(1, most + 1), plain_arms(drafts)[:, None] + 1)
     return Curves(gains=np.take_along_axis(gains, within, 1), costs=np.take_along_axis(costs, within, 1))
 

@@ -97,7 +97,13 @@ def budget_for(
     plan = allot(row, query, arm, llm, settings)
     [prediction] = FixedPriors().predict([query], [arm])
     low, expected, worst = estimate_nanousd(plan, query, prediction, price)
-    prospects.add(prediction, sample_nanousd=low, samples_max=plan.samples_max, is_voted=strategy == "self_consistency")
+    prospects.add(
+        prediction,
+        prompt_nanousd=query.prompt_tokens * price.prompt_nanousd,
+        sample_nanousd=min(plan.tokens_max, prediction.tokens_p50) * price.completion_nanousd,
+        samples_max=plan.samples_max,
+        is_voted=strategy == "self_consistency",
+    )
     if parsed.limit_nanousd is None:
         return low, expected, worst
     return min(low, parsed.limit_nanousd), min(expected, parsed.limit_nanousd), min(worst, parsed.limit_nanousd)

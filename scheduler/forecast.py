@@ -9,8 +9,9 @@ import numpy as np
 
 from scheduler.core.allocation import NOTHING, allocate, in_words
 from scheduler.core.beliefs import Floats
-from scheduler.core.curves import best_of_n, tokens_until_accepted, vote_of_n
+from scheduler.core.curves import best_of_n, vote_of_n
 from scheduler.core.pricing import NANOUSD_PER_USD
+from scheduler.core.waves import cheapest_waves, split_vote_waves
 from scheduler.types import Prediction
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -34,14 +35,18 @@ class Prospects:
 
     alpha: list[float] = field(default_factory=list)
     beta: list[float] = field(default_factory=list)
+    prompt_nanousd: list[float] = field(default_factory=list)
     sample_nanousd: list[float] = field(default_factory=list)
     samples_max: list[int] = field(default_factory=list)
     is_voted: list[bool] = field(default_factory=list)
 
-    def add(self, prediction: Prediction, *, sample_nanousd: int, samples_max: int, is_voted: bool) -> None:
+    def add(
+        self, prediction: Prediction, *, prompt_nanousd: int, sample_nanousd: int, samples_max: int, is_voted: bool
+    ) -> None:
         """One more query."""
         self.alpha.append(prediction.alpha)
         self.beta.append(prediction.beta)
+        self.prompt_nanousd.append(float(prompt_nanousd))
         self.sample_nanousd.append(float(sample_nanousd))
         self.samples_max.append(samples_max)
         self.is_voted.append(is_voted)
@@ -68,13 +73,14 @@ def _reach(gains: Floats, costs: Floats, budget_nanousd: int) -> Reach:
 
 def _arms(prospects: Prospects) -> tuple[Floats, Floats]:
     """(Q, A) the chance of a right answer and the expected cost of each number of samples."""
-    alpha, beta, sample = (np.array(v) for v in (prospects.alpha, prospects.beta, prospects.sample_nanousd))
+    alpha, beta = np.array(prospects.alpha), np.array(prospects.beta)
+    prompt, sample = np.array(prospects.prompt_nanousd), np.array(prospects.sample_nanousd)
     limits, voted = np.array(prospects.samples_max), np.array(prospects.is_voted)
     counts = [n for n in COUNTS if n <= limits.max()] + ([int(limits.max())] if limits.max() not in COUNTS else [])
     most = max(counts)
-    gains, costs = best_of_n(alpha, beta, most), tokens_until_accepted(alpha, beta, sample, most)
+    gains, (costs, _) = best_of_n(alpha, beta, most), cheapest_waves(alpha, beta, prompt, sample, most)
     if voted.any():
         gains[voted] = vote_of_n(alpha[voted], beta[voted], most)
-        costs[voted] = sample[voted, None] * np.arange(most + 1)
+        costs[voted] = split_vote_waves(most) * prompt[voted, None] + np.arange(most + 1) * sample[voted, None]
     allowed = np.array(counts) <= limits[:, None]
     return np.where(allowed, gains[:, counts], 0.0), np.ascontiguousarray(costs[:, counts])

@@ -8,10 +8,11 @@ from datetime import datetime
 from typing import Any, cast
 
 from sqlalchemy import Table as SqlTable
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.orm import Session
 
 from models.tables import Batch, LlmRow, PriceRow, QueryRow
+from scheduler.bulk import insert_rows
 from scheduler.jsonlines import Line, salvaged_id
 from scheduler.requests import Defaults, KnownLlm, Limits, ParsedQuery, Rejection, batch_options, parse_line
 from scheduler.settings import Settings
@@ -31,7 +32,7 @@ def insert_lines(session: Session, batch: Batch, lines: Sequence[Line], settings
     rows = [row_of(without_duplicates(each, taken), batch.id, batch.tenant_id, now) for each in parsed]
     if (outcome := ENDS_AS.get(BatchState(batch.state))) is not None:
         rows = [_called_off(row, outcome, now) for row in rows]
-    session.execute(insert(_QUERIES), rows)
+    insert_rows(session, _QUERIES, rows)
 
 
 def _called_off(row: dict[str, Any], outcome: QueryState, now: datetime) -> dict[str, Any]:
@@ -145,7 +146,7 @@ def known_limits(session: Session, now: datetime, samples_limit: int) -> Limits:
 IDS_PER_LOOKUP = 1000
 _FOR_NOW = frozenset({"model_not_found", "model_unpriced"})
 """Why a line cannot run that might run at another time; where nothing runs, that is no reason."""
-_QUERIES = cast("SqlTable", QueryRow.__table__)  # past the ORM, which does more per row than inserting it
+_QUERIES = cast("SqlTable", QueryRow.__table__)
 _TAKEN = select(QueryRow.custom_id, QueryRow.line).where(
     QueryRow.batch_id == bindparam("batch_id"), QueryRow.custom_id.in_(bindparam("custom_ids", expanding=True))
 )

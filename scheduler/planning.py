@@ -351,6 +351,7 @@ def _plan_row(draft: Draft, now: datetime) -> dict[str, Any]:
         "policy": draft.policy,
         "propensity": draft.propensity,
         "explored": draft.policy == "explore",
+        "prompt_nanousd": draft.plan.prompt_nanousd,
         "sample_nanousd": draft.plan.sample_nanousd,
         "gain": draft.gain,
         "cost_nanousd": draft.cost_nanousd,

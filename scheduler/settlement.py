@@ -8,11 +8,12 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import bindparam, select, update
+from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, LlmRow, PlanRow, QueryRow, SampleRow, Tenant, Worker
 from scheduler import ledger
+from scheduler.core.pricing import Price
 from scheduler.errors import CapReached, LeaseLost, SchedulerError
 from scheduler.ledger import Funded
 from scheduler.planning import as_query
@@ -57,6 +58,7 @@ def claim(session: Session, attempt_ids: Sequence[int], worker_id: str, now: dat
         .where(Attempt.id.in_(attempt_ids), Attempt.state == AttemptState.DISPATCHED)
         .values(state=AttemptState.RUNNING, worker_id=worker_id, started_at=now)
         .returning(Attempt.id)
+        .execution_options(synchronize_session=False)
     ).all()
     if not claimed:
         return []
@@ -69,22 +71,17 @@ def claim(session: Session, attempt_ids: Sequence[int], worker_id: str, now: dat
         .where(Attempt.id.in_(claimed), QueryRow.state == QueryState.PLANNED)
     ).all()
     started = [row.QueryRow.id for row in rows]
-    idle = set(claimed) - {row.Attempt.id for row in rows}
-    session.execute(
-        update(Attempt).where(Attempt.id.in_(idle)).values(state=AttemptState.LOST, finished_at=now)
-    )  # their queries were cancelled or expired before anyone came
-    session.execute(
-        update(QueryRow)
-        .where(QueryRow.id.in_(started), QueryRow.state == QueryState.PLANNED, QueryRow.started_at.is_(None))
-        .values(started_at=now)
-    )
-    session.execute(
+    run = session.connection()  # past the ORM, which would look for the changes among its objects
+    if idle := set(claimed) - {row.Attempt.id for row in rows}:  # cancelled or expired before anyone came
+        run.execute(update(Attempt).where(Attempt.id.in_(idle)).values(state=AttemptState.LOST, finished_at=now))
+    run.execute(
         update(QueryRow)
         .where(QueryRow.id.in_(started), QueryRow.state == QueryState.PLANNED)
-        .values(state=QueryState.RUNNING)
+        .values(state=QueryState.RUNNING, started_at=func.coalesce(QueryRow.started_at, now))
     )
     kept = kept_samples(session, started)
-    return [_work(session, row, worker_id, kept.get(row.QueryRow.id, ()), now) for row in rows]
+    prices = {model: ledger.price_at(session, model, now) for model in {row.PlanRow.model for row in rows}}
+    return [_work(row, worker_id, kept.get(row.QueryRow.id, ()), prices[row.PlanRow.model]) for row in rows]
 
 
 def kept_samples(session: Session, query_ids: Sequence[int]) -> dict[int, tuple[KeptSample, ...]]:
@@ -245,7 +242,7 @@ def as_sample(row: SampleRow) -> Sample:
     )
 
 
-def _work(session: Session, row: Any, worker_id: str, kept: tuple[KeptSample, ...], now: datetime) -> Work:
+def _work(row: Any, worker_id: str, kept: tuple[KeptSample, ...], price: Price) -> Work:
     plan_row: PlanRow = row.PlanRow
     query = as_query(row.QueryRow, row.LlmRow)
     funded = Funded(
@@ -255,7 +252,7 @@ def _work(session: Session, row: Any, worker_id: str, kept: tuple[KeptSample, ..
         batch_id=row.QueryRow.batch_id,
         tenant_id=row.Tenant.id,
         model=plan_row.model,
-        price=ledger.price_at(session, plan_row.model, now),
+        price=price,
     )
     return Work(
         funded=funded,
@@ -283,5 +280,6 @@ def as_plan(row: PlanRow) -> Plan:
         price=row.price,
         alpha=row.alpha,
         beta=row.beta,
+        prompt_nanousd=row.prompt_nanousd,
         sample_nanousd=row.sample_nanousd,
     )

@@ -88,8 +88,8 @@ class Plan:
     """How one query will be answered, and the most it may cost.
 
     `price` is the window's shadow price: expected correct answers that one nano-dollar must buy; 0 stops nothing.
-    `alpha`, `beta` and `sample_nanousd` are what stopping weighs against it: the belief in one sample's success, and
-    what one more sample is expected to cost.
+    The rest is what stopping weighs against it: `alpha` and `beta` are the belief in one sample's success,
+    `prompt_nanousd` is what a wave costs beside its samples, and `sample_nanousd` what each of those is expected to.
     """
 
     query_id: int
@@ -100,6 +100,7 @@ class Plan:
     price: float = 0.0
     alpha: float = 1.0
     beta: float = 1.0
+    prompt_nanousd: float = 0.0
     sample_nanousd: float = 0.0
 
 

@@ -160,11 +160,13 @@ class PlanRow(Table):
     explored: Mapped[bool] = mapped_column(default=False, server_default=false())
     """Whether the lot gave it the plain budget, so that what is learned from is not only what was chosen."""
     sample_nanousd: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
-    """What one more sample was expected to cost."""
+    """What each sample of a wave was expected to cost; with the prompt, where that is 0."""
     gain: Mapped[float | None] = mapped_column(default=None)
     """The chance of a right answer that the plan was expected to reach."""
     cost_nanousd: Mapped[float | None] = mapped_column(default=None)
     """What the plan was expected to cost."""
+    prompt_nanousd: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
+    """What a wave was expected to cost beside its samples."""
 
 
 class Worker(Table):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import or_, select
+from sqlalchemy import bindparam, or_, select
 from sqlalchemy.orm import Session
 
 from models.tables import Correction, PriceRow, Wave
@@ -16,12 +16,7 @@ from scheduler.errors import ModelUnpriced
 
 def price_at(session: Session, model: str, now: datetime) -> Price:
     """The price of a model's tokens at an instant. Raises ModelUnpriced."""
-    row = session.scalars(
-        select(PriceRow)
-        .where(PriceRow.model == model, PriceRow.effective_at <= now, PriceRow.ends_at.is_(None))
-        .order_by(PriceRow.effective_at.desc(), PriceRow.id.desc())
-        .limit(1)
-    ).first()
+    row = session.scalars(_AT, {"named": model, "at": now}).first()
     if row is None:
         raise ModelUnpriced(
             f"Model '{model}' has no price, so what it spends cannot be limited; set one with "
@@ -61,3 +56,11 @@ def corrected_price_id() -> Any:
         .correlate(Wave)
         .scalar_subquery()
     )
+
+
+_AT = (
+    select(PriceRow)
+    .where(PriceRow.model == bindparam("named"), PriceRow.effective_at <= bindparam("at"), PriceRow.ends_at.is_(None))
+    .order_by(PriceRow.effective_at.desc(), PriceRow.id.desc())
+    .limit(1)
+)

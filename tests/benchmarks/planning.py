@@ -51,8 +51,8 @@ WINDOWS = 5
 GROWTH_MAX = 1.5
 """How much dearer a query or a tick may be at 50k than at 1k: deeper trees and colder pages, not a longer search."""
 LIMIT_NANOUSD = 10**12
-SCARCE_NANOUSD = 600
-"""What the tenants' own cap leaves for each of their queries: two samples, so that every window has to be priced."""
+SCARCE_NANOUSD = 320
+"""What the tenants' own cap leaves for each of their queries: one sample, so that every window has to be priced."""
 EVER, _ = period_bounds(Period.TOTAL, NOW, "UTC")
 ROWS_AT_ONCE = 1000
 QUERIES = cast("SqlTable", QueryRow.__table__)
@@ -166,7 +166,7 @@ def committed(sessions: sessionmaker[Session], step: Callable[..., T], *argument
 
 
 def wave_of(work: Work) -> WaveRequest:
-    """The wave that `direct` asks for."""
+    """A wave of one sample."""
     return WaveRequest(
         funded=work.funded,
         samples=1,
@@ -177,9 +177,10 @@ def wave_of(work: Work) -> WaveRequest:
 
 
 def used_by(work: Work, hold: Reservation | SchedulerError) -> Settlement:
-    """What that wave is said to have used."""
+    """What that wave is said to have used: all that was held, so that the caps go on binding."""
     assert isinstance(hold, Reservation), hold
-    sample = Sample(text="so we take it step by step and the answer is 21.", tokens=20, answer="21", correct=True)
+    text = "so we take it step by step and the answer is 21."
+    sample = Sample(text=text, tokens=work.plan.tokens_max, answer="21", correct=True)
     usage = Usage(prompt=work.query.prompt_tokens, completion=sample.tokens)
     return Settlement(funded=work.funded, wave_id=hold.wave_id, usage=usage, latency_s=1.0, samples=(sample,))
 
@@ -198,7 +199,7 @@ def fill(sessions: sessionmaker[Session], waiting: int, settings: Settings) -> N
             tenant = add_tenant(session, f"tenant-{number}")
             add_cap(session, tenant, waiting // TENANTS * SCARCE_NANOUSD)
             add_cap(session, tenant, LIMIT_NANOUSD, period="month", model=MODEL)
-            add_queries(session, add_batch(session, tenant), waiting // TENANTS)
+            add_queries(session, add_batch(session, tenant, lines_read=waiting // TENANTS), waiting // TENANTS)
         poor = add_tenant(session, "poor")
         full = add_cap(session, poor, 1)
         session.add(CapPeriod(cap_id=full.id, starts_at=EVER, spent_nanousd=1))

@@ -170,6 +170,16 @@ def test_a_scarce_budget_goes_where_a_sample_helps_most() -> None:
     assert likely.plan.samples_max > unlikely.plan.samples_max
 
 
+@pytest.mark.parametrize("strategy", ["best_of_n", "self_consistency", "uniform"])
+def test_samples_of_one_wave_share_their_prompt(strategy: str) -> None:
+    long = replace(draft_of(1, 0.1, strategy=strategy), price=replace(PRICE, prompt_nanousd=1_000))
+
+    [costs] = curves_of([long]).costs
+
+    assert costs[0] == pytest.approx(40_000 + 200)
+    assert costs[1] == pytest.approx(40_000 + 400)
+
+
 def test_votes_are_priced_too_and_a_hopeless_vote_is_not_extended() -> None:
     drafts = [draft_of(i, rate, strategy="self_consistency") for i, rate in enumerate((0.05, 0.6))]
 
@@ -228,7 +238,7 @@ def test_what_the_request_asks_for_by_name_is_neither_priced_nor_explored() -> N
     assert (named.policy, single.policy) == (FIXED, FIXED)
     curves = curves_of([named])
     assert budgeted(named, curves, 1.0, may_abandon=True).plan == replace(
-        named.plan, alpha=10.0, beta=10.0, sample_nanousd=240.0
+        named.plan, alpha=10.0, beta=10.0, prompt_nanousd=40.0, sample_nanousd=200.0
     )
 
 

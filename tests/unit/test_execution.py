@@ -151,7 +151,7 @@ def test_a_unanimous_vote_ends_after_four_of_eight_samples(sessions: sessionmake
 
     query = row(sessions, query_id)
     assert (query.state, query.because, query.correct) == (QueryState.ANSWERED, "vote settled", True)
-    assert engine.asked == [1, 3]
+    assert engine.asked == [4]
     assert query.samples_drawn == 4
 
 
@@ -247,7 +247,7 @@ def test_an_engine_that_keeps_failing_fails_the_query(sessions: sessionmaker[Ses
 def test_an_engine_that_fails_later_leaves_the_best_answer_so_far(sessions: sessionmaker[Session]) -> None:
     query_id = query_of(sessions)
 
-    drive(sessions, query_id, ScriptedEngine(answers("21"), *[EngineError("boom")] * 3))
+    drive(sessions, query_id, ScriptedEngine(answers("21", "7"), *[EngineError("boom")] * 3))
 
     query = row(sessions, query_id)
     assert (query.state, query.because) == (QueryState.ANSWERED, "engine failed; best so far")
@@ -261,17 +261,17 @@ def test_a_request_the_engine_refuses_fails_with_its_reason(sessions: sessionmak
     assert "no such tool" in (row(sessions, query_id).error_json or "")
 
 
-@pytest.mark.parametrize("strategy", ["self_consistency", "best_of_n"])
+@pytest.mark.parametrize(("strategy", "drawn"), [("self_consistency", 4), ("best_of_n", 1)])
 def test_a_refusal_that_comes_later_leaves_the_best_answer_so_far(
-    sessions: sessionmaker[Session], strategy: str
+    sessions: sessionmaker[Session], strategy: str, drawn: int
 ) -> None:
     query_id = query_of(sessions)
 
-    drive(sessions, query_id, ScriptedEngine(answers("7"), EngineRejected("too many samples")), strategy=strategy)
+    drive(sessions, query_id, ScriptedEngine(answers("7", "8"), EngineRejected("too many")), strategy=strategy)
 
     query = row(sessions, query_id)
     assert (query.state, query.because) == (QueryState.ANSWERED, "engine refused more; best so far")
-    assert (query.samples_drawn, query.chosen_sample_id is not None) == (1, True)
+    assert (query.samples_drawn, query.chosen_sample_id is not None) == (drawn, True)
 
 
 def test_a_running_query_whose_batch_expires_keeps_the_best_of_what_it_paid_for(
@@ -300,7 +300,7 @@ def test_a_broken_off_sample_is_paid_for_and_drawn_again(sessions: sessionmaker[
 
     query = row(sessions, query_id)
     assert query.state == QueryState.ANSWERED
-    assert engine.asked == [1, 1, 3]
+    assert engine.asked == [4, 4]
     assert query.completion_tokens == TOKENS // 2 + 4 * TOKENS
 
 

@@ -14,7 +14,7 @@ def prospects(*queries: tuple[float, float, int, bool]) -> Prospects:
     found = Prospects()
     for alpha, beta, samples_max, is_voted in queries:
         prediction = Prediction(alpha=alpha, beta=beta, tokens_p50=100, tokens_p90=200, version="test")
-        found.add(prediction, sample_nanousd=1_000, samples_max=samples_max, is_voted=is_voted)
+        found.add(prediction, prompt_nanousd=300, sample_nanousd=700, samples_max=samples_max, is_voted=is_voted)
     return found
 
 

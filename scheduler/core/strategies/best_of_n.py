@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from scheduler.core.stopping import samples_worth
 from scheduler.core.strategies.base import Steps, at_budget, draw, growing_wave, reward
+from scheduler.core.waves import next_wave
 from scheduler.types import Outcome, Plan, Query, Sample
 
 VERIFIED = 1.0
@@ -13,17 +13,25 @@ VERIFIED = 1.0
 def best_of_n(query: Query, plan: Plan) -> Steps:
     """Draw up to n samples and keep the one the verifier likes best; stop at the first it accepts.
 
-    Where money is scarce, stop as soon as what the failures leave of the chance of success is not worth the price.
+    Waves are as large as is cheapest: the longer a prompt beside its answers, the more samples share it. Where money is
+    scarce, stop as soon as what the failures leave of the chance of success is not worth the price.
     """
     best: Sample | None = None
     best_reward = -1.0
     drawn = 0
     while drawn < plan.samples_max:
-        worth = samples_worth(plan.alpha, plan.beta, drawn, plan.sample_nanousd, plan.price)
-        if drawn and worth < 1:
+        wave = next_wave(
+            plan.alpha,
+            plan.beta + drawn,
+            prompt_cost=plan.prompt_nanousd,
+            sample_cost=plan.sample_nanousd,
+            samples_max=plan.samples_max - drawn,
+            price=plan.price,
+            at_least=growing_wave(drawn, plan.samples_max),
+        )
+        if drawn and not wave:
             return Outcome(chosen=best, because="one more sample is not worth its price", confidence=best_reward)
-        wave = min(growing_wave(drawn, plan.samples_max), max(1, worth))
-        samples = yield from draw(wave, plan.tokens_max)
+        samples = yield from draw(max(1, wave), plan.tokens_max)
         if not samples:
             break
         drawn += len(samples)

@@ -25,15 +25,28 @@ def self_consistency(query: Query, plan: Plan) -> Steps:
         if is_decided(leader, runner_up, left):
             return elect(samples, because="vote decided")
         others = len(samples) - leader - runner_up
-        rate = plan.alpha / (plan.alpha + plan.beta)
-        if samples and not is_vote_worth((leader, runner_up, others), left, rate, plan.price * plan.sample_nanousd):
+        in_a_wave_of_its_own = plan.price * (plan.prompt_nanousd + plan.sample_nanousd)
+        if samples and not is_vote_worth((leader, runner_up, others), left, _rate(plan), in_a_wave_of_its_own):
             return elect(samples, because="one more sample is not worth its price")
-        wave = 1 if not samples else votes_to_settle(leader, runner_up, votes_max=left)
+        wave = votes_to_settle(leader, runner_up, votes_max=left) if samples else _first_wave(plan)
         drawn = yield from draw(wave, plan.tokens_max)
         if not drawn:
             return elect(samples, because="vote cut short")
         samples += drawn
     return elect(samples, because=at_budget(query, "majority of all samples"))
+
+
+def _first_wave(plan: Plan) -> int:
+    """The samples that would be asked for even if all of them agreed: together they pay the prompt once."""
+    most = votes_to_settle(0, 0, votes_max=plan.samples_max)
+    for wave in range(1, most):
+        if not is_vote_worth((wave, 0, 0), plan.samples_max - wave, _rate(plan), plan.price * plan.sample_nanousd):
+            return wave
+    return most
+
+
+def _rate(plan: Plan) -> float:
+    return plan.alpha / (plan.alpha + plan.beta)
 
 
 def leading_votes(samples: tuple[Sample, ...]) -> tuple[int, int]:

@@ -56,12 +56,20 @@ def drive(
     wave_max: int | None = None,
     judged: Callable[[Sample], float] = is_four,
     price: float = 0.0,
+    prompt_nanousd: float = 0.0,
 ) -> Run:
     """Run a strategy against samples with these answers; when they run out, nothing more is given."""
     source: Iterator[Sample] = map(sample, given_answers)
     waves: list[int] = []
     drawn: list[Sample] = []
-    priced = replace(plan(strategy, samples_max), price=price, alpha=1.0, beta=3.0, sample_nanousd=100.0)
+    priced = replace(
+        plan(strategy, samples_max),
+        price=price,
+        alpha=1.0,
+        beta=3.0,
+        prompt_nanousd=prompt_nanousd,
+        sample_nanousd=100.0,
+    )
     steps = STRATEGIES[strategy](query, priced)
     reply: object = None
     while True:
@@ -115,6 +123,18 @@ def test_best_of_n_draws_few_samples_past_the_one_that_ends_it() -> None:
     assert len(run.drawn) <= 1.5 * 21
 
 
+def test_best_of_n_asks_for_more_at_once_the_longer_the_prompt_beside_an_answer() -> None:
+    runs = [drive("best_of_n", ["5"] * 40, prompt_nanousd=prompt) for prompt in (0.0, 100.0, 400.0, 1e6)]
+
+    assert [run.waves for run in runs] == [(1, 1, 1, 1, 2, 2), (2, 3, 3), (4, 4), (8,)]
+
+
+def test_self_consistency_asks_at_once_for_what_it_would_ask_for_even_if_all_agreed() -> None:
+    runs = [drive("self_consistency", ["4"] * 8, price=price) for price in (0.0, 0.0001, 0.001)]
+
+    assert [run.waves[0] for run in runs] == [4, 2, 1]
+
+
 def test_best_of_n_stops_where_one_more_sample_is_not_worth_its_price() -> None:
     # after k failures the next sample is right with a chance of 1 / (4 + k): 1/8 after four of them
     run = drive("best_of_n", ["5"] * 40, samples_max=20, price=0.00126)
@@ -148,10 +168,10 @@ def test_a_greedy_query_ends_after_its_one_sample_and_says_why(strategy: str) ->
     assert run.outcome.because == "greedy sampling would repeat its only sample"
 
 
-def test_self_consistency_asks_for_one_sample_then_three_and_is_settled_at_four() -> None:
+def test_self_consistency_asks_for_the_four_samples_that_could_settle_it_at_once() -> None:
     run = drive("self_consistency", ["4"] * 40, samples_max=8)
 
-    assert run.waves == (1, 3)
+    assert run.waves == (4,)
     assert run.outcome == Outcome(chosen=sample("4"), because="vote settled", confidence=31 / 32)
 
 
@@ -166,7 +186,7 @@ def test_self_consistency_goes_on_while_the_vote_is_open() -> None:
 def test_self_consistency_stops_when_the_rest_could_not_turn_the_vote() -> None:
     run = drive("self_consistency", ["4", "4", "5"], samples_max=3)
 
-    assert run.waves == (1, 1)
+    assert run.waves == (2,)
     assert run.outcome.chosen == sample("4")
     assert run.outcome.because == "vote decided"
 
