@@ -30,7 +30,7 @@ from scheduler.states import QueryState
 from scheduler.types import Arm, Sample, Usage
 from tests.factories import MODEL, NOW, add_batch, add_cap, add_query, add_tenant, add_worker, fund, new_sessions
 from tests.unit.answering import answer
-from tests.unit.test_execution import ScriptedEngine, answers, cut, drive, query_of, row
+from tests.unit.test_execution import ScriptedEngine, cut, drive, query_of, row
 
 PROMPT, TOKENS = 10, 50
 WAVE = PROMPT + 2 * TOKENS
