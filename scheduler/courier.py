@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 
 import structlog
 from sqlalchemy.exc import DBAPIError
 
 from scheduler import delivery
+from scheduler.beside import beside
 from scheduler.database import reading
 from scheduler.wiring import Services
 
@@ -24,17 +25,9 @@ under the same id."""
 log = structlog.get_logger()
 
 
-@contextmanager
-def delivering(services: Services) -> Iterator[None]:
+def delivering(services: Services) -> AbstractContextManager[None]:
     """Deliver in the background as long as this lasts."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_deliver_until, args=(services, stop), name="courier", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(GOODBYE_S)
+    return beside(partial(_deliver_until, services), name="courier", stop_s=GOODBYE_S)
 
 
 def deliver_due(services: Services) -> int:

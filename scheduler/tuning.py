@@ -6,8 +6,8 @@ import json
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 import structlog
@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from models.tables import PredictorRow, QueryRow
 from scheduler import predictors
+from scheduler.beside import beside
 from scheduler.database import reading
 from scheduler.drift import drift
 from scheduler.settings import Settings
@@ -36,17 +37,9 @@ COMPLAINT_CHARACTERS = 300
 log = structlog.get_logger()
 
 
-@contextmanager
-def tuning(services: Services) -> Iterator[None]:
+def tuning(services: Services) -> AbstractContextManager[None]:
     """Train what is due beside whatever happens in this context: a thread that waits for processes."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_look_again_and_again, args=(services, stop), name="tuning", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(STOP_S)
+    return beside(partial(_look_again_and_again, services), name="tuning", stop_s=STOP_S)
 
 
 def ask_if_due(services: Services, *, looks_far: bool = True) -> str | None:

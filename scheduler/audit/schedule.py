@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from functools import partial
 
 import structlog
 from sqlalchemy.exc import DBAPIError
 
 from scheduler import audit
+from scheduler.beside import beside
 from scheduler.wiring import Services
 
 AGAIN_S = 30.0
@@ -20,17 +21,9 @@ STOP_S = 1.0
 log = structlog.get_logger()
 
 
-@contextmanager
-def auditing(services: Services) -> Iterator[None]:
+def auditing(services: Services) -> AbstractContextManager[None]:
     """Look through the books beside whatever happens in this context, in a thread: nothing waits for it."""
-    stop = threading.Event()
-    thread = threading.Thread(target=_look_again_and_again, args=(services, stop), name="auditing", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join(STOP_S)
+    return beside(partial(_look_again_and_again, services), name="auditing", stop_s=STOP_S)
 
 
 def look(services: Services) -> bool:
