@@ -54,8 +54,8 @@ def main() -> int:
             wait_until_up(up)
             batch = run_batches(Path(scratch))
             check(batch)
-            compare(Path(scratch))
             learn()
+            compare(Path(scratch))
         finally:
             left = stop(up)
     if left:
@@ -85,9 +85,15 @@ def run_batches(scratch: Path) -> dict[str, Any]:
     return dict(batch)
 
 
+def learn() -> None:
+    """Train a predictor from what was answered so far; it is promoted or kept out, and says why."""
+    allotd("predictor", "train")
+    allotd("predictor", "history")
+
+
 def compare(scratch: Path) -> None:
-    """The same questions with the same samples for every query and with adaptive budgets, under the same cap."""
-    print("\nThe same questions twice, under the same cap: all samples for every query, and adaptive budgets.")
+    """New questions with the same samples for every query and with adaptive budgets, under the same cap."""
+    print("\nNew questions twice, under the same cap: all samples for every query, and adaptive budgets.")
     questions = scratch / "questions.jsonl"
     questions.write_text(comparable(COMPARED_LINES, COMPARED_SAMPLES))
     for strategy in ("uniform", "auto"):
@@ -103,12 +109,6 @@ def compare(scratch: Path) -> None:
             f"{spend['samples']:>4} samples, {tokens:>6} tokens, {spend['cost_usd']} USD"
         )
     allotd("report", "--tenant", "auto")
-
-
-def learn() -> None:
-    """Train a predictor from what was answered so far; it is promoted or kept out, and says why."""
-    allotd("predictor", "train")
-    allotd("predictor", "history")
 
 
 def check(batch: dict[str, Any]) -> None:
