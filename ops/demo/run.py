@@ -28,6 +28,8 @@ INTERN_LINES = 20
 COMPARED_LINES, COMPARED_SAMPLES = 60, 4
 COMPARED_CAP_USD = "0.0005"
 """Less than four samples for each of the questions cost."""
+EXAMPLES_MIN = "100"
+"""Of which a predictor is trained here: half of the default, for the demo asks only 140 questions before."""
 PARKED_EXIT = 3
 """What `allotd batch submit --wait` exits with where all that is left waits for a cap."""
 UNANSWERED_EXIT = 4
@@ -46,6 +48,7 @@ def main() -> int:
     OUTPUT.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="allotd-demo-") as scratch:
         os.environ["ALLOTD_PROFILE"] = str(Path(scratch) / "profile.json")
+        os.environ["ALLOTD_RETUNE_EXAMPLES_MIN"] = EXAMPLES_MIN
         up = subprocess.Popen(  # noqa: S603
             [*UP, "--llm", str(model), "--data-dir", str(Path(scratch) / "data")],
             start_new_session=True,
