@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Dialect, Table, insert
@@ -32,7 +32,7 @@ def insert_rows(session: Session, table: Table, rows: Sequence[Mapping[str, Any]
     connection.exec_driver_sql(statement, ready)
 
 
-@cache
+@lru_cache(maxsize=16)  # a dialect is its engine's own, and engines come and go
 def _prepared(
     table: Table, dialect: Dialect, given: tuple[str, ...]
 ) -> tuple[str, dict[str, Any], list[tuple[str, Adapt]]]:

@@ -50,8 +50,8 @@ SELDOM = 5.0
 them."""
 
 SLOWER, SLOWEST = 1.5, 2.5
-"""While there is nothing to do, each wait is so many times the last one, up to so many times the usual one. The looks
-themselves take the processor from whatever else runs on it: at five a second 2.6 % of a core, at two 1 %."""
+"""While there is nothing to do, each wait is so many times the last one, up to so many times the usual one: a look takes
+five milliseconds of the processor from whatever else runs on it."""
 
 log = structlog.get_logger()
 
@@ -79,7 +79,7 @@ class Daemon:
     def tick(self, passed: float = 1.0) -> bool:
         """Do everything that is due; returns whether there may be more to do at once.
 
-        `passed` is the time since the last tick, in usual ones.
+        `passed` is how long was waited since the last tick, in usual waits; a busy tick counts as one.
         """
         steps = [self.take_in, self.follow_champion, self.plan, self.send, self.finish]
         self._seldom_due -= passed
@@ -259,10 +259,15 @@ def run(settings: Settings) -> None:
                 wait = 1.0
                 while not stop.is_set() and leads():
                     busy = daemon.tick(wait)
-                    wait = 1.0 if busy else min(wait * SLOWER, SLOWEST)
+                    wait = next_wait(wait, busy=busy)
                     if not busy:
                         stop.wait(wait * settings.tick_s)
     log.info("daemon_stopped")
+
+
+def next_wait(last: float, *, busy: bool) -> float:
+    """How long to wait after a tick, in usual waits: longer and longer while there is nothing to do."""
+    return 1.0 if busy else min(last * SLOWER, SLOWEST)
 
 
 @contextmanager

@@ -282,7 +282,7 @@ def as_plan(row: PlanRow | Any) -> Plan:
     )
 
 
-# Only the columns that are needed, as plain tuples: making objects of whole rows took a third of a claim.
+# Only the columns that are needed, as plain tuples: the ORM would make three objects of whole rows for each attempt.
 _OF_QUERY = "id batch_id tenant_id model body_json prompt_tokens_estimated verifier reference task"
 _OF_PLAN = "query_id model strategy samples_max tokens_max ceiling_nanousd price alpha beta prompt_nanousd"
 _OF_PLAN += " sample_nanousd tokens_p50 tokens_p90 predictor_version"

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaln, gammaln
-
-WORTH_MAX = 1 << 20
-"""As good as endless: more samples than any plan has."""
 
 SETTLED_AT = 0.95
 """The confidence at which a vote is settled; the threshold of Adaptive-Consistency's published figures."""
@@ -61,10 +57,16 @@ def votes_to_settle(leader: int, runner_up: int, votes_max: int, settled_at: flo
 
     Asking for fewer could not end the vote, so a wave of this size wastes none. `votes_max` is how many can be had.
     """
-    for more in range(1, votes_max):
-        if is_decided(leader + more, runner_up, votes_max - more) or is_settled(leader + more, runner_up, settled_at):
-            return more
-    return votes_max
+    to_decide = (votes_max - leader + runner_up) // 2 + 1
+    return max(1, min(votes_max, to_decide, _more_to_settle(leader, runner_up, settled_at)))
+
+
+@lru_cache(maxsize=1 << 16)
+def _more_to_settle(leader: int, runner_up: int, settled_at: float) -> int:
+    more = 1
+    while not is_settled(leader + more, runner_up, settled_at):
+        more += 1
+    return more
 
 
 def is_vote_worth(votes: tuple[int, int, int], left: int, rate: float, price: float) -> bool:
@@ -76,18 +78,6 @@ def is_vote_worth(votes: tuple[int, int, int], left: int, rate: float, price: fl
     leader = votes[0]
     falls = 1.0 if not leader else 1.0 - leader_survives(*votes, left)
     return price <= 0 or falls * rate >= price
-
-
-def samples_worth(alpha: float, beta: float, failures: int, sample_cost: float, price: float) -> int:
-    """How many more samples are worth their price, should all of them fail.
-
-    The chance that the next one is right after k failures is alpha / (alpha + beta + k); it only falls, so what is not
-    worth its price now will not be later (the Pandora rule, arXiv 2510.01394).
-    """
-    if price <= 0 or sample_cost <= 0:
-        return WORTH_MAX
-    last = alpha / (price * sample_cost) - alpha - beta  # the failures after which chance = price * cost
-    return min(WORTH_MAX, max(0, math.floor(last) - failures + 1))
 
 
 def _log_beta_binomial(k: NDArray[Any], n: NDArray[Any] | int, a: float, b: float) -> NDArray[np.float64]:

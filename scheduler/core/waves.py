@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 
 from scheduler.core.beliefs import Floats
@@ -59,8 +61,12 @@ def next_wave(
     return min(max(wave, at_least), worth)
 
 
+@cache
 def split_vote_waves(samples_max: int) -> Ints:
-    """How many waves a vote of up to n samples takes that never settles, for n = 0..samples_max."""
+    """How many waves a vote of up to n samples takes that is split to the end, for n = 0..samples_max.
+
+    Remembered, so do not write into it.
+    """
     waves = np.zeros(samples_max + 1, np.int64)
     for most in range(1, samples_max + 1):
         drawn = 0

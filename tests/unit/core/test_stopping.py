@@ -9,13 +9,11 @@ from hypothesis import strategies as st
 from scipy.stats import beta
 
 from scheduler.core.stopping import (
-    WORTH_MAX,
     is_decided,
     is_settled,
     is_vote_worth,
     leader_holds,
     leader_survives,
-    samples_worth,
     votes_to_settle,
 )
 
@@ -97,29 +95,6 @@ def test_a_wave_of_this_size_is_the_smallest_that_could_end_the_vote(
     assert 1 <= more <= votes_max
     assert could_end(more) or more == votes_max
     assert not any(could_end(fewer) for fewer in range(1, more))
-
-
-@given(
-    alpha=st.floats(0.05, 20.0),
-    beta=st.floats(0.05, 20.0),
-    failures=st.integers(0, 30),
-    cost=st.floats(1.0, 1e6),
-    price=st.floats(1e-9, 1.0),
-)
-def test_samples_worth_their_price_are_those_before_the_chance_per_cost_falls_below_it(
-    alpha: float, beta: float, failures: int, cost: float, price: float
-) -> None:
-    def is_worth(more: int) -> bool:
-        return alpha / (alpha + beta + failures + more) >= price * cost * (1 - 1e-12)
-
-    more = samples_worth(alpha, beta, failures, cost, price)
-
-    assert more == WORTH_MAX or not is_worth(more + 1)
-    assert more == 0 or alpha / (alpha + beta + failures + more - 1) >= price * cost * (1 - 1e-9)
-
-
-def test_where_money_is_not_scarce_no_sample_is_too_dear() -> None:
-    assert samples_worth(0.01, 10.0, 50, 1e6, 0.0) == WORTH_MAX
 
 
 @pytest.mark.parametrize("cell", [(1, 0, 0, 3), (2, 1, 1, 4), (3, 2, 5, 6), (1, 1, 6, 8)])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
+from itertools import cycle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.core.curves import tokens_until_accepted
+from scheduler.core.strategies import Generate
+from scheduler.core.strategies.self_consistency import self_consistency
 from scheduler.core.waves import cheapest_waves, next_wave, split_vote_waves
+from scheduler.types import Arm, Plan, Query, Sample
+
+QUERY = Query(id=1, model="small", messages=(), prompt_tokens=9, prompt_tokens_max=73)
+PLAN = Plan(
+    query_id=1,
+    arm=Arm(model="small", strategy="self_consistency"),
+    samples_max=8,
+    tokens_max=64,
+    ceiling_nanousd=None,
+)
 
 shapes = st.floats(0.1, 20.0)
 prices_of_prompts = st.floats(0.0, 1000.0)
@@ -121,8 +136,40 @@ def test_waves_asked_for_one_by_one_reach_the_best_that_any_plan_can(
     assert price > 0 or drawn == n
 
 
-def test_a_vote_that_never_settles_takes_a_wave_whenever_it_could_have() -> None:
-    waves = split_vote_waves(8)
+@given(alpha=shapes, beta=shapes, failures=st.integers(0, 30), sample=st.floats(1.0, 1e6), price=st.floats(1e-9, 1.0))
+def test_beside_a_free_prompt_samples_are_worth_it_until_the_chance_per_cost_falls_below_the_price(
+    alpha: float, beta: float, failures: int, sample: float, price: float
+) -> None:
+    def gain(more: int) -> float:
+        """What the sample after so many more failures is expected to bring beyond its price, as seen from now."""
+        chance = alpha / (alpha + beta + failures + more)
+        return fails(alpha, beta + failures, more) * (chance - price * sample)
 
-    assert list(waves[:5]) == [0, 1, 1, 2, 2]
-    assert all(np.diff(waves) >= 0)
+    worth = next_wave(
+        alpha, beta + failures, prompt_cost=0.0, sample_cost=sample, samples_max=40, price=price, at_least=40
+    )
+
+    assert worth == 40 or gain(worth) <= 1e-9
+    assert worth == 0 or gain(worth - 1) >= -1e-9
+
+
+@pytest.mark.parametrize("samples_max", [1, 3, 8, 16, 64])
+def test_a_split_votes_waves_are_those_that_the_strategy_asks_for(samples_max: int) -> None:
+    steps = self_consistency(QUERY, replace(PLAN, samples_max=samples_max))
+    reply: Any = None
+    asked, answers = [], cycle(("4", "5"))
+    while True:
+        try:
+            request = steps.send(reply)
+        except StopIteration:
+            break
+        assert isinstance(request, Generate)
+        asked.append(request.n)
+        reply = tuple(Sample(text="", tokens=1, answer=next(answers)) for _ in range(request.n))
+
+    # the last vote cannot turn the others: what it would have asked for once more is not asked for
+    assert len(asked) <= split_vote_waves(samples_max)[samples_max] <= len(asked) + 1
+
+
+def test_counting_the_waves_of_the_largest_votes_is_remembered() -> None:
+    assert split_vote_waves(1024) is split_vote_waves(1024)
