@@ -283,7 +283,7 @@ class Runtime:
 
 def ahead(settings: Settings) -> int:
     """Queries taken beyond what the engine takes at once, so that one is paid for and ready when a place is free."""
-    return settings.bundle_size + settings.in_flight_max // 4
+    return settings.bundle_size + settings.in_flight_max // 8
 
 
 def _remember_llms(session: Session, llms: Sequence[Llm], now: datetime) -> None:
