@@ -50,8 +50,8 @@ SELDOM = 5.0
 them."""
 
 SLOWER, SLOWEST = 1.5, 2.5
-"""While there is nothing to do, each wait is so many times the last one, up to so many times the usual one. A look takes
-five milliseconds of the processor from whatever else runs on it.
+"""While there is nothing to do, each wait is so many times the last one, up to so many times the usual one. A look
+takes five milliseconds of the processor from whatever else runs on it.
 """
 
 log = structlog.get_logger()
