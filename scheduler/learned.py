@@ -14,7 +14,7 @@ from scheduler.core.beliefs import Beliefs
 from scheduler.core.evidence import NO_ANSWER, Samples
 from scheduler.learning import Drawn, Example, Learned, plain_priors
 from scheduler.priors import FrozenPriors
-from scheduler.types import Arm, Json, Prediction, Query
+from scheduler.types import Arm, Json, Lessons, Prediction, Query
 
 
 class TextLearner:
@@ -54,6 +54,10 @@ class TextPredictor:
                 found[row] = _as_prediction(beliefs, at, self.version)
         return found
 
+    def lessons(self) -> dict[str, Lessons]:
+        """By model, what its samples say beyond their number."""
+        return {model: predictor.lessons for model, predictor in self._models.items()}
+
     def content(self) -> dict[str, Any]:
         """Plain values, arrays and estimators that a file can hold."""
         return {"kind": self.kind, "version": self.version, "models": self._models, "others": self._others.content()}
@@ -64,6 +68,7 @@ class TextPredictor:
             "models": {
                 name: {
                     "uses_text": model.uses_features_,
+                    "uses_evidence": model.uses_evidence_,
                     "uses_probe": model.featuriser_.with_probe,
                     "uses_embedding": model.featuriser_.with_embedding,
                     "tasks": len(model.featuriser_.tasks_),

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from scheduler.prediction import Predictor
 from scheduler.priors import PlainPriors, groups_of
-from scheduler.types import Prediction, Query
+from scheduler.types import Lessons, Prediction, Query
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +60,10 @@ class Learned(Predictor, Protocol):
 
     def content(self) -> Mapping[str, Any]:
         """What the file holds: plain values, arrays and estimators, its `kind` and `version` among them."""
+        ...
+
+    def lessons(self) -> Mapping[str, Lessons]:
+        """By model, what its samples say beyond their number; workers weigh evidence with it."""
         ...
 
     def about(self) -> Mapping[str, Any]:

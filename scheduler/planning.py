@@ -353,6 +353,7 @@ def _plan_row(draft: Draft, now: datetime) -> dict[str, Any]:
         "explored": draft.policy == "explore",
         "prompt_nanousd": draft.plan.prompt_nanousd,
         "sample_nanousd": draft.plan.sample_nanousd,
+        "tokens_mean": draft.prediction.tokens_mean,
         "gain": draft.gain,
         "cost_nanousd": draft.cost_nanousd,
         "created_at": now,

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.tables import PredictorRow
 from scheduler.errors import Conflict, NotFound
 from scheduler.states import PredictorState
+from scheduler.types import Lessons
 
 REASON_MAX = 1000
+_LESSONS = msgspec.json.Decoder(dict[str, Lessons])
+
+
+def lessons_of(session: Session, versions: Collection[str]) -> dict[str, dict[str, Lessons]]:
+    """By version and model, what predictors learned of samples."""
+    learned = select(PredictorRow.version, PredictorRow.lessons_json).where(
+        PredictorRow.version.in_(versions), PredictorRow.lessons_json.is_not(None)
+    )
+    return {row.version: _LESSONS.decode(row.lessons_json) for row in session.execute(learned)}
 
 
 def list_predictors(session: Session) -> Sequence[PredictorRow]:
@@ -68,6 +79,7 @@ def conclude(
     card: Mapping[str, Any],
     now: datetime,
     file: tuple[Path, str] | None = None,
+    lessons: Mapping[str, Lessons] | None = None,
 ) -> None:
     """Promote a challenger that was judged better, or keep it out with the reason. One that is none any more stays."""
     rows = _locked(session, PredictorState.CHALLENGER, PredictorState.CHAMPION)
@@ -78,6 +90,7 @@ def conclude(
     row.because = because[:REASON_MAX]
     if file is not None:
         row.path, row.sha256 = str(file[0]), file[1]
+    row.lessons_json = msgspec.json.encode(lessons).decode() if lessons else None
     if is_better:
         _enthrone(rows, row, now)
         row.promoted_at = now

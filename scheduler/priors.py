@@ -15,7 +15,7 @@ from models.tables import QueryRow, SampleRow
 from scheduler.core.priors import UNIFORM, BetaPrior, fit_beta
 from scheduler.prediction import FIXED_TOKENS_P50, FIXED_TOKENS_P90
 from scheduler.settlement import USABLE
-from scheduler.types import Arm, Prediction, Query
+from scheduler.types import Arm, Lessons, Prediction, Query
 
 PLAIN = "plain-priors-1"
 """The version that plans made with them name."""
@@ -178,6 +178,10 @@ class FrozenPriors:
             for group, (beta, lengths) in self._groups.items()
         ]
         return {"kind": self.kind, "version": self.version, "groups": rows}
+
+    def lessons(self) -> dict[str, Lessons]:
+        """None: samples are counted."""
+        return {}
 
     def about(self) -> dict[str, Any]:
         """How many groups it tells apart."""

@@ -67,6 +67,7 @@ def retune(services: Services, version: str) -> Verdict:
             card=verdict.card,
             now=services.clock(),
             file=file,
+            lessons=verdict.learned.lessons() if verdict.learned is not None else None,
         )
     log.info("challenger_judged", version=version, promoted=verdict.is_better, because=verdict.because)
     return verdict

@@ -17,8 +17,9 @@ from scheduler.core.pricing import Price
 from scheduler.errors import CapReached, LeaseLost, SchedulerError
 from scheduler.ledger import Funded
 from scheduler.planning import as_query
+from scheduler.predictors import lessons_of
 from scheduler.states import QUERY_OPEN, AttemptState, BatchState, QueryState
-from scheduler.types import Arm, Outcome, Plan, Prediction, Query, Sample
+from scheduler.types import COUNTS_ONLY, Arm, Lessons, Outcome, Plan, Prediction, Query, Sample
 
 USABLE = ("stop", "length", "tool_calls", "function_call", "content_filter")
 """Finish reasons of samples that a strategy may use; aborted and lost output is paid for and kept, but no answer."""
@@ -76,10 +77,13 @@ def claim(session: Session, attempt_ids: Sequence[int], worker_id: str, now: dat
     models = {row.plan.model for row in rows}
     prices = {model: ledger.price_at(session, model, now) for model in models}
     llms = {llm.name: llm for llm in session.scalars(select(LlmRow).where(LlmRow.name.in_(models)))}
-    return [
-        _work(row, worker_id, kept.get(row.query.id, ()), prices[row.plan.model], llms.get(row.plan.model))
-        for row in rows
-    ]
+    learned = lessons_of(session, {row.plan.predictor_version for row in rows})
+    works = []
+    for row in rows:
+        model = row.plan.model
+        lessons = learned.get(row.plan.predictor_version, {}).get(model, COUNTS_ONLY)
+        works.append(_work(row, worker_id, kept.get(row.query.id, ()), prices[model], llms.get(model), lessons))
+    return works
 
 
 def kept_samples(session: Session, query_ids: Sequence[int]) -> dict[int, tuple[KeptSample, ...]]:
@@ -240,7 +244,9 @@ def as_sample(row: SampleRow) -> Sample:
     )
 
 
-def _work(row: Any, worker_id: str, kept: tuple[KeptSample, ...], price: Price, llm: LlmRow | None) -> Work:
+def _work(
+    row: Any, worker_id: str, kept: tuple[KeptSample, ...], price: Price, llm: LlmRow | None, lessons: Lessons
+) -> Work:
     plan_row, query = row.plan, as_query(row.query, llm)
     funded = Funded(
         attempt_id=row.attempt_id,
@@ -254,7 +260,7 @@ def _work(row: Any, worker_id: str, kept: tuple[KeptSample, ...], price: Price, 
     return Work(
         funded=funded,
         query=query,
-        plan=as_plan(plan_row),
+        plan=as_plan(plan_row, lessons),
         prediction=Prediction(
             alpha=plan_row.alpha,
             beta=plan_row.beta,
@@ -266,7 +272,7 @@ def _work(row: Any, worker_id: str, kept: tuple[KeptSample, ...], price: Price, 
     )
 
 
-def as_plan(row: PlanRow | Any) -> Plan:
+def as_plan(row: PlanRow | Any, lessons: Lessons = COUNTS_ONLY) -> Plan:
     """A plan row as the value that strategies see."""
     return Plan(
         query_id=row.query_id,
@@ -279,13 +285,15 @@ def as_plan(row: PlanRow | Any) -> Plan:
         beta=row.beta,
         prompt_nanousd=row.prompt_nanousd,
         sample_nanousd=row.sample_nanousd,
+        tokens_mean=row.tokens_mean,
+        lessons=lessons,
     )
 
 
 # Only the columns that are needed, as plain tuples: the ORM would make three objects of whole rows for each attempt.
 _OF_QUERY = "id batch_id tenant_id model body_json prompt_tokens_estimated verifier reference task"
 _OF_PLAN = "query_id model strategy samples_max tokens_max ceiling_nanousd price alpha beta prompt_nanousd"
-_OF_PLAN += " sample_nanousd tokens_p50 tokens_p90 predictor_version"
+_OF_PLAN += " sample_nanousd tokens_mean tokens_p50 tokens_p90 predictor_version"
 _CLAIMED: Any = (
     select(
         Attempt.id.label("attempt_id"),

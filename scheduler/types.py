@@ -9,6 +9,9 @@ from typing import Any
 
 Json = Mapping[str, Any]
 
+SETTING_SIGN = "@"
+"""Stands between a strategy and its setting."""
+
 GREEDY_BELOW = 1e-5
 """Below this temperature vLLM does not sample at all (its _SAMPLING_EPS)."""
 
@@ -77,10 +80,41 @@ class Query:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Arm:
-    """A model together with a strategy: one way of answering."""
+    """A model together with a strategy: one way of answering. A strategy may name its setting: `asc@0.9`."""
 
     model: str
     strategy: str
+
+    @property
+    def kind(self) -> str:
+        """The strategy without its setting."""
+        return self.strategy.partition(SETTING_SIGN)[0]
+
+    @property
+    def setting(self) -> float | None:
+        """The strategy's setting, where it names one."""
+        text = self.strategy.partition(SETTING_SIGN)[2]
+        return float(text) if text else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lessons:
+    """What was learned from samples of one model; without any, failures are counted and a vote is weighed by its share.
+
+    `failing` are the weights of what samples show (`scheduler.core.lessons.shown`) by which failures move the log-odds
+    of a prior, and `worth_log` the logarithm of the factor on what that prior is worth in samples. `leading` are an
+    intercept and the weights of `scheduler.core.lessons.voted`: a logistic regression on whether the leader of a vote
+    is right. `logprob_usual` is a sample's usual mean log-probability.
+    """
+
+    logprob_usual: float = 0.0
+    worth_log: float = 0.0
+    failing: tuple[float, ...] = ()
+    leading: tuple[float, ...] = ()
+
+
+COUNTS_ONLY = Lessons()
+"""The rule that lessons have to beat."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +124,7 @@ class Plan:
     `price` is the window's shadow price: expected correct answers that one nano-dollar must buy; 0 stops nothing.
     The rest is what stopping weighs against it: `alpha` and `beta` are the belief in one sample's success,
     `prompt_nanousd` is what a wave costs beside its samples, and `sample_nanousd` what each of those is expected to.
+    `lessons` say what samples show beyond their number, beside the expected length `tokens_mean`.
     """
 
     query_id: int
@@ -102,6 +137,8 @@ class Plan:
     beta: float = 1.0
     prompt_nanousd: float = 0.0
     sample_nanousd: float = 0.0
+    tokens_mean: float | None = None
+    lessons: Lessons = COUNTS_ONLY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -1,8 +1,9 @@
-"""The predictor of one arm: beliefs from a query's facts, and a posterior from what its samples show."""
+"""The predictor of one arm: beliefs from a query's facts, and lessons of what its samples show."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -11,13 +12,14 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold
 
 from models.learned.embedding import can_embed
-from models.learned.evidence import BetaScale, LeaderRight, NextRight
+from models.learned.evidence import BetaScale, LeaderRight, NextRight, losses_of
 from models.learned.facts import Examples, Facts
 from models.learned.features import Featuriser
 from models.learned.lengths import LengthRegressor
 from models.learned.rates import FallbackRates, RateRegressor
 from scheduler.core.beliefs import TOKENS_LEVELS, Beliefs, Evidence
 from scheduler.core.evidence import NO_ANSWER, Samples, see
+from scheduler.types import COUNTS_ONLY, Lessons
 
 Floats = NDArray[np.float64]
 
@@ -29,7 +31,7 @@ ORDERS = 8
 
 
 class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
-    """Learns from judged samples how hard queries are. Satisfies `scheduler.core.beliefs.Posterior`.
+    """Learns from judged samples how hard queries are, and what samples say of it.
 
     What comes on top of the rates of tasks and tenants is used only where it predicted queries better that it had not
     seen: `uses_features_` says whether the text and the probe did, `uses_evidence_` whether what failures show did.
@@ -76,13 +78,11 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
         rates = self.fallback_.predict(facts) if self.rates_ is None else self.rates_.predict(x)
         return self._scaled(rates, self.lengths_.predict(x), self.lengths_.quantiles(x))
 
-    def next_right(self, beliefs: Beliefs, evidence: Evidence) -> Floats:
-        """The chance that the next sample is right, given that none has been accepted so far."""
-        return self.next_right_.predict(beliefs, evidence)
-
-    def leader_right(self, beliefs: Beliefs, evidence: Evidence) -> Floats:
-        """The chance that the most frequent answer so far is right; 0 where no sample has an answer."""
-        return self.leader_right_.predict(beliefs, evidence)
+    @property
+    def lessons(self) -> Lessons:
+        """What samples say of whether the next one, or the leader of a vote, is right."""
+        failing = self.next_right_.lessons if self.uses_evidence_ else Lessons(logprob_usual=self.next_right_.logprob_)
+        return replace(failing, leading=tuple(map(float, self.leader_right_.theta_)))
 
     def _scaled(self, rates: Floats, tokens_mean: Floats, quantiles: Floats) -> Beliefs:
         alpha, beta = self.scale_.transform(rates)
@@ -125,7 +125,9 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
         x = self.featuriser_.transform(examples.facts)
         beliefs = self._scaled(rates, self.lengths_.predict(x), self.lengths_.quantiles(x))
         rows = cases.rows[failed]
-        self.next_right_ = NextRight().fit(beliefs.take(rows), cases.evidence.take(failed), right, weights)
+        evidence = cases.evidence.take(failed)
+        self.next_right_ = NextRight().fit(beliefs.take(rows), evidence, right, weights)
+        self.uses_evidence_ = self._evidence_helps(beliefs, rows, evidence, right, weights)
         voted = cases.evidence.leader > 0
         self.leader_right_ = LeaderRight().fit(
             beliefs.take(cases.rows[voted]),
@@ -134,6 +136,23 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
             self.next_right_.logprob_,
         )
         return beliefs
+
+    def _evidence_helps(
+        self, beliefs: Beliefs, rows: NDArray[np.int64], evidence: Evidence, right: Floats, weights: Floats
+    ) -> bool:
+        """Whether what failures show, taught by some queries, says more of others than their number does."""
+        gains = np.zeros(len(beliefs))
+        if len(beliefs) < EXAMPLES_MIN:
+            return False
+        for taught, left in self._splits(len(beliefs)):
+            some, others = np.isin(rows, taught), np.isin(rows, left)
+            if not some.any() or not others.any():
+                continue
+            lessons = NextRight().fit(beliefs.take(rows[some]), evidence.take(some), right[some], weights[some]).lessons
+            cases = beliefs.take(rows[others]), evidence.take(others), right[others], weights[others]
+            better = losses_of(COUNTS_ONLY, *cases) - losses_of(lessons, *cases)
+            np.add.at(gains, rows[others], better)
+        return bool(gains.mean() > gains.std() / np.sqrt(len(gains)))
 
 
 class _Cases:

@@ -12,11 +12,10 @@ from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import LogisticRegression
 
 from models.learned.facts import Facts
+from scheduler.core.lessons import RATE_MAX, RATE_MIN, expit, logit
 
 Floats = NDArray[np.float64]
 
-RATE_MIN, RATE_MAX = 0.01, 0.99
-"""No features of a query make its success sure or hopeless; samples may."""
 PRIOR_SAMPLES = 1.0
 """Samples at the mean rate that are added to each query's own before its rate is taken."""
 KERNEL_ROWS_MAX = 4000
@@ -99,14 +98,3 @@ def _task(fact: Facts) -> str:
 
 def _tenant(fact: Facts) -> str:
     return f"{_task(fact)}\n{fact.tenant or ''}"
-
-
-def logit(rates: Floats) -> Floats:
-    """Log-odds, of rates kept off 0 and 1."""
-    kept = np.clip(rates, RATE_MIN, RATE_MAX)
-    return np.asarray(np.log(kept / (1 - kept)))
-
-
-def expit(log_odds: Floats) -> Floats:
-    """The rate of log-odds."""
-    return np.asarray(1 / (1 + np.exp(-log_odds)))

@@ -44,3 +44,5 @@ class PredictorRow(Table):
     retired_at: Mapped[datetime | None] = mapped_column(default=None)
     unusable_because: Mapped[str | None] = mapped_column(Text, default=None)
     """Why the daemon could not use it when it last tried, and plans with plain priors instead."""
+    lessons_json: Mapped[str | None] = mapped_column(Text, default=None)
+    """By model, what its samples say beyond their number; workers weigh evidence with it."""

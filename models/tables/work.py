@@ -167,6 +167,8 @@ class PlanRow(Table):
     """What the plan was expected to cost."""
     prompt_nanousd: Mapped[float] = mapped_column(default=0.0, server_default=text("0"))
     """What a wave was expected to cost beside its samples."""
+    tokens_mean: Mapped[float | None] = mapped_column(default=None)
+    """A completion's expected length, where the predictor states one."""
 
 
 class Worker(Table):

@@ -1,6 +1,6 @@
 """What is believed of many queries under one arm: before anything is spent, and from what their samples show.
 
-`Beliefs` is the prior, `Evidence` what was seen since, and `Posterior` the rule that puts the two together. All arrays
+`Beliefs` is the prior and `Evidence` what was seen since; `scheduler.core.lessons` puts the two together. All arrays
 have one row per query; those of `Evidence` may have further axes (one column per number of samples, say), which lets a
 whole replay be scored in one call.
 """
@@ -8,7 +8,7 @@ whole replay be scored in one call.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -100,34 +100,15 @@ class Evidence:
         return Evidence(**{name: getattr(self, name)[rows] for name in self.__dataclass_fields__})
 
 
-class Posterior(Protocol):
-    """Puts a prior and evidence together. `beliefs` has one row per row of `evidence`, whose further axes are kept."""
-
-    def next_right(self, beliefs: Beliefs, evidence: Evidence) -> Floats:
-        """The chance that the next sample is right, given that none has been accepted so far."""
-        ...
-
-    def leader_right(self, beliefs: Beliefs, evidence: Evidence) -> Floats:
-        """The chance that the most frequent answer so far is right; 0 where no sample has an answer."""
-        ...
-
-
-class ConjugatePosterior:
-    """Counts only: a Beta prior that is updated by failures, and a vote weighed by its share.
-
-    What is used where no predictor was trained, and the rule that a learned one has to beat.
-    """
-
-    def next_right(self, beliefs: Beliefs, evidence: Evidence) -> Floats:
-        """alpha / (alpha + beta + failures)."""
-        alpha, beta = (_as_rows(prior, evidence) for prior in (beliefs.alpha, beliefs.beta))
-        return np.asarray(alpha / (alpha + beta + evidence.failures))
-
-    def leader_right(self, beliefs: Beliefs, evidence: Evidence) -> Floats:
-        """(alpha + leader) / (alpha + beta + votes cast): the leader's success rate, were it the right answer."""
-        alpha, beta = (_as_rows(prior, evidence) for prior in (beliefs.alpha, beliefs.beta))
-        rate = (alpha + evidence.leader) / (alpha + beta + evidence.samples)
-        return np.where(evidence.leader > 0, rate, 0.0)
+def belief_of_one(alpha: float, beta: float, tokens_mean: float) -> Beliefs:
+    """What is believed of a single query, without the quantiles of its length."""
+    return Beliefs(
+        alpha=np.array([alpha]),
+        beta=np.array([beta]),
+        tokens_mean=np.array([tokens_mean]),
+        tokens_quantiles=np.zeros((1, 0)),
+        levels=(),
+    )
 
 
 def uniform_beliefs(queries: int, tokens_mean: float, tokens_quantiles: tuple[float, ...]) -> Beliefs:
@@ -138,8 +119,3 @@ def uniform_beliefs(queries: int, tokens_mean: float, tokens_quantiles: tuple[fl
         tokens_mean=np.full(queries, float(tokens_mean)),
         tokens_quantiles=np.tile(np.asarray(tokens_quantiles, dtype=np.float64), (queries, 1)),
     )
-
-
-def _as_rows(prior: Floats, evidence: Evidence) -> Floats:
-    """A prior's column, with as many axes as the evidence has."""
-    return prior.reshape(prior.shape + (1,) * (evidence.samples.ndim - 1))

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from scheduler.core.beliefs import ConjugatePosterior
 from scheduler.core.policies import POLICIES
 from scheduler.core.policies.base import History, Mode, Policy, Setting, Workload
 from scheduler.core.policies.oracle import Hindsight, Oracle
@@ -126,7 +125,7 @@ def known_before(taught: Draws | None, drawn: Draws, seed: int = 0) -> Workload:
     lines, samples_max = drawn.recorded.lines, drawn.recorded.samples_max
     if taught is None:
         beliefs = plain_beliefs(None, len(lines))
-        return Workload(mode=drawn.mode, beliefs=beliefs, posterior=ConjugatePosterior(), samples_max=samples_max)
+        return Workload(mode=drawn.mode, beliefs=beliefs, samples_max=samples_max)
     train = taught.recorded
     probed = are_probed((*train.lines, *lines))
     predictor, unseen = teach(train, with_probe=probed, seed=seed)
@@ -134,7 +133,7 @@ def known_before(taught: Draws | None, drawn: Draws, seed: int = 0) -> Workload:
     return Workload(
         mode=drawn.mode,
         beliefs=predictor.beliefs([as_facts(line) for line in lines]),
-        posterior=predictor,
+        lessons=predictor.lessons,
         samples_max=samples_max,
         history=History(beliefs=unseen, right=right, tokens=tokens),
     )

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, update
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Attempt, Batch, Entry, PlanRow, QueryRow, SampleRow, Tenant, Wave
-from scheduler import execution, recovery, settlement
+from scheduler import execution, predictors, recovery, settlement
 from scheduler.audit import discrepancies
 from scheduler.engine import Abort, Generation, GenerationRequest, Progress
 from scheduler.errors import EngineError, EngineRejected, EngineUnavailable, SchedulerError
@@ -20,8 +20,19 @@ from scheduler.settings import Settings
 from scheduler.states import AttemptState, BatchState, QueryState
 from scheduler.tokens import counter_for
 from scheduler.transactions import Many
-from scheduler.types import Llm, Sample, Usage
-from tests.factories import NOW, WORKER, add_batch, add_cap, add_query, add_tenant, add_worker, fund, new_sessions
+from scheduler.types import Lessons, Llm, Sample, Usage
+from tests.factories import (
+    MODEL,
+    NOW,
+    WORKER,
+    add_batch,
+    add_cap,
+    add_query,
+    add_tenant,
+    add_worker,
+    fund,
+    new_sessions,
+)
 
 I = TypeVar("I")  # noqa: E741
 T = TypeVar("T")
@@ -375,3 +386,20 @@ def test_a_query_under_which_workers_keep_dying_fails(sessions: sessionmaker[Ses
 
     assert query.state == QueryState.FAILED
     assert query.because == "attempts_exhausted"
+
+
+def test_a_worker_gets_what_the_plans_predictor_learned_of_samples(sessions: sessionmaker[Session]) -> None:
+    lessons = Lessons(logprob_usual=-0.2, worth_log=0.1, failing=(1.0, 2.0), leading=(0.5,))
+    query_id = query_of(sessions)
+    with sessions.begin() as session:
+        asked = predictors.ask(session, "asked", NOW).version
+        predictors.conclude(
+            session, asked, is_better=True, because="so", card={}, now=NOW, lessons={MODEL: lessons, "other": Lessons()}
+        )
+        funded = fund(session, session.get_one(QueryRow, query_id))
+        session.execute(update(Attempt).values(state=AttemptState.DISPATCHED))
+        session.execute(update(QueryRow).values(state=QueryState.PLANNED))
+        session.execute(update(PlanRow).values(predictor_version=asked, tokens_mean=12.5))
+        [work] = settlement.claim(session, [funded.attempt_id], WORKER, NOW)
+
+    assert (work.plan.lessons, work.plan.tokens_mean) == (lessons, 12.5)

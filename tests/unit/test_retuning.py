@@ -27,7 +27,7 @@ from scheduler.examples import is_held_out, read_examples, verdicts
 from scheduler.learning import Drawn, Example, Learned
 from scheduler.settings import Settings
 from scheduler.states import PredictorState, QueryState
-from scheduler.types import Arm, Prediction, Query
+from scheduler.types import Arm, Lessons, Prediction, Query
 from scheduler.wiring import Services
 from tests.factories import MODEL, NOW, add_batch, add_query, add_tenant, add_worker, new_sessions
 from tests.unit.test_champion import BELIEVED, held_wave
@@ -49,6 +49,9 @@ class WordCounter:
 
     def content(self) -> Mapping[str, Any]:
         return {"kind": self.kind, "version": self.version}
+
+    def lessons(self) -> Mapping[str, Lessons]:
+        return {}
 
     def about(self) -> Mapping[str, Any]:
         return {}

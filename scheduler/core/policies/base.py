@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from scheduler.core.beliefs import Beliefs, Floats, Posterior
+from scheduler.core.beliefs import Beliefs, Floats
 from scheduler.core.evidence import Ints, Seen
+from scheduler.types import COUNTS_ONLY, Lessons
 
 if TYPE_CHECKING:
     from scheduler.core.policies.strategies import StrategyRule
@@ -59,8 +60,8 @@ class Workload:
 
     mode: Mode
     beliefs: Beliefs
-    posterior: Posterior
     samples_max: Ints
+    lessons: Lessons = COUNTS_ONLY
     history: History | None = None
 
     def __len__(self) -> int:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from scheduler.core.beliefs import Beliefs, Floats, Posterior
+from scheduler.core.beliefs import Beliefs, Floats
 from scheduler.core.curves import best_of_n, tokens_until_accepted
 from scheduler.core.evidence import Ints, Seen
+from scheduler.core.lessons import next_right
 from scheduler.core.policies.base import BOTH, Mode, Setting, Workload, rows_like
 from scheduler.core.policies.voting import while_a_vote_is_worth_it
+from scheduler.types import Lessons
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -23,13 +25,13 @@ class WhileWorthIt:
     """
 
     beliefs: Beliefs
-    posterior: Posterior
+    lessons: Lessons
     samples_max: Ints
     price: float
 
     def more(self, seen: Seen) -> Ints:
         """One sample, while it is worth it."""
-        chance = self.posterior.next_right(self.beliefs, seen.evidence)
+        chance = next_right(self.lessons, self.beliefs, seen.evidence)
         tokens = self.beliefs.tokens_mean * tie_breaks(len(self.beliefs))
         worth = chance > self.price * rows_like(tokens, seen)
         goes_on = worth & (seen.accepted == 0) & (seen.drawn < rows_like(self.samples_max, seen))
@@ -77,7 +79,7 @@ class Allotd:
                 label=f"{budget:g}",
                 rule=WhileWorthIt(
                     beliefs=workload.beliefs,
-                    posterior=workload.posterior,
+                    lessons=workload.lessons,
                     samples_max=workload.samples_max,
                     price=price,
                 ),

@@ -20,7 +20,7 @@ PRICES = (0.0, *(float(price) for price in 2.0 ** np.arange(-14.0, 2.0, 0.75)))
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class WhileAVoteIsWorthIt:
-    """One sample, while the vote is not settled and P(the leader falls) x P(a sample is right) / E[tokens] > price.
+    """One sample, while the vote is open and P(the leader falls) x P(a sample is right) / E[tokens] reaches the price.
 
     Adaptive-Consistency spends most where answers scatter, on what will never settle. Two things are known there: how
     few samples are left to change anything, and which queries the predictor calls hopeless. At price 0 this is
@@ -36,8 +36,9 @@ class WhileAVoteIsWorthIt:
         """One, while it may matter; everybody has one."""
         evidence, most = seen.evidence, rows_like(self.samples_max, seen)
         settled = (held(evidence.leader, evidence.runner_up) >= self.settled_at) & (evidence.leader > 0)
-        matters = may_change(seen, most) * rows_like(self.worth, seen) > self.price
-        goes_on = (seen.drawn == 0) | (~settled & (matters | (self.price == 0)))
+        decided = evidence.leader - evidence.runner_up > most - seen.drawn
+        matters = may_change(seen, most) * rows_like(self.worth, seen) >= self.price
+        goes_on = (seen.drawn == 0) | (~settled & ~decided & (matters | (self.price == 0)))
         return np.asarray(goes_on & (seen.drawn < most), np.int64)
 
 

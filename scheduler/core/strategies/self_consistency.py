@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 
-from scheduler.core.stopping import is_decided, is_settled, is_vote_worth, leader_holds, votes_to_settle
+from scheduler.core.observing import chance_of_leader
+from scheduler.core.stopping import SETTLED_AT, is_decided, is_settled, is_vote_worth, leader_holds, votes_to_settle
 from scheduler.core.strategies.base import Steps, at_budget, draw
 from scheduler.core.votes import vote_weight
 from scheduler.types import Outcome, Plan, Query, Sample
@@ -13,36 +14,44 @@ from scheduler.types import Outcome, Plan, Query, Sample
 def self_consistency(query: Query, plan: Plan) -> Steps:
     """Draw up to n samples and elect an answer; stop as soon as the vote is settled or decided.
 
-    Samples in which no answer could be read cast no vote, but are drawn and paid for. Where money is scarce, stop as
+    A vote is settled at a certainty of 0.95, or at the setting (`self_consistency@0.8`). Samples in which no answer
+    could be read cast no vote, but are drawn and paid for. Where money is scarce, stop as
     soon as the chance that more samples turn the vote into a right one is not worth the price.
     """
     samples: tuple[Sample, ...] = ()
     while len(samples) < plan.samples_max:
         leader, runner_up = leading_votes(samples)
-        if is_settled(leader, runner_up):
-            return elect(samples, because="vote settled")
+        if is_settled(leader, runner_up, _settled_at(plan)):
+            return elect(samples, because="vote settled", sure=chance_of_leader(plan, samples))
         left = plan.samples_max - len(samples)
         if is_decided(leader, runner_up, left):
-            return elect(samples, because="vote decided")
-        others = len(samples) - leader - runner_up
+            return elect(samples, because="vote decided", sure=chance_of_leader(plan, samples))
+        votes = leader, runner_up, len(samples) - leader - runner_up
         in_a_wave_of_its_own = plan.price * (plan.prompt_nanousd + plan.sample_nanousd)
-        if samples and not is_vote_worth((leader, runner_up, others), left, _rate(plan), in_a_wave_of_its_own):
-            return elect(samples, because="one more sample is not worth its price")
-        wave = votes_to_settle(leader, runner_up, votes_max=left) if samples else _first_wave(plan)
-        drawn = yield from draw(wave, plan.tokens_max)
+        if samples and not is_vote_worth(votes, left, _rate(plan), in_a_wave_of_its_own):
+            because = "one more sample is not worth its price"
+            return elect(samples, because=because, sure=chance_of_leader(plan, samples))
+        drawn = yield from draw(_next_wave(plan, votes, left), plan.tokens_max)
         if not drawn:
-            return elect(samples, because="vote cut short")
+            return elect(samples, because="vote cut short", sure=chance_of_leader(plan, samples))
         samples += drawn
-    return elect(samples, because=at_budget(query, "majority of all samples"))
+    because = at_budget(query, "majority of all samples")
+    return elect(samples, because=because, sure=chance_of_leader(plan, samples))
 
 
-def _first_wave(plan: Plan) -> int:
-    """The samples that would be asked for even if all of them agreed: together they pay the prompt once."""
-    most = votes_to_settle(0, 0, votes_max=plan.samples_max)
-    for wave in range(1, most):
-        if not is_vote_worth((wave, 0, 0), plan.samples_max - wave, _rate(plan), plan.price * plan.sample_nanousd):
+def _next_wave(plan: Plan, votes: tuple[int, int, int], left: int) -> int:
+    """The samples that are asked for even if all of them vote for the leader: together they pay the prompt once."""
+    leader, runner_up, others = votes
+    most = votes_to_settle(leader, runner_up, votes_max=left, settled_at=_settled_at(plan))
+    for wave in range(1, most if plan.price > 0 else 1):
+        after = leader + wave, runner_up, others
+        if not is_vote_worth(after, left - wave, _rate(plan), plan.price * plan.sample_nanousd):
             return wave
     return most
+
+
+def _settled_at(plan: Plan) -> float:
+    return SETTLED_AT if plan.arm.setting is None else plan.arm.setting
 
 
 def _rate(plan: Plan) -> float:
@@ -56,11 +65,12 @@ def leading_votes(samples: tuple[Sample, ...]) -> tuple[int, int]:
     return first, second
 
 
-def elect(samples: tuple[Sample, ...], *, because: str) -> Outcome:
+def elect(samples: tuple[Sample, ...], *, because: str, sure: float | None = None) -> Outcome:
     """Choose the first sample that gave the answer whose votes weigh most, or the first of all where nobody voted.
 
     Each vote weighs what its sample's probability is, so that of answers with as many votes the surer one is elected.
-    The confidence is that of the winner against the answer with most votes among the others.
+    The confidence is `sure` where that is known, else that of the winner against the answer with most votes among the
+    others.
     """
     if not samples:
         return Outcome(chosen=None, because="nothing was generated")
@@ -74,4 +84,5 @@ def elect(samples: tuple[Sample, ...], *, because: str) -> Outcome:
     winner = max(weights, key=lambda answer: weights[answer])
     chosen = next(s for s in samples if s.answer == winner)
     rival = max((count for answer, count in votes.items() if answer != winner), default=0)
-    return Outcome(chosen=chosen, because=because, confidence=leader_holds(votes[winner], rival))
+    confidence = leader_holds(votes[winner], rival) if sure is None else sure
+    return Outcome(chosen=chosen, because=because, confidence=confidence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scheduler.core.observing import chance_of_leader
 from scheduler.core.strategies.base import Steps, at_budget, draw, reward
 from scheduler.core.strategies.best_of_n import VERIFIED
 from scheduler.core.strategies.self_consistency import elect
@@ -17,7 +18,8 @@ def uniform(query: Query, plan: Plan) -> Steps:
             break
         samples += drawn
     if not samples or query.verifier is None or not query.verifier.can_judge:
-        return elect(samples, because=at_budget(query, "majority of all samples"))
+        because = at_budget(query, "majority of all samples")
+        return elect(samples, because=because, sure=chance_of_leader(plan, samples))
     rewards = yield from reward(samples)
     best = max(rewards)
     because = "verified" if best >= VERIFIED else "highest outcome reward"

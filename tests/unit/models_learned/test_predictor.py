@@ -8,9 +8,11 @@ from numpy.typing import NDArray
 
 from models.learned.facts import Examples, Facts, ProbeFacts
 from models.learned.predictor import DifficultyPredictor
-from scheduler.core.beliefs import ConjugatePosterior, Evidence
+from scheduler.core.beliefs import Evidence
 from scheduler.core.evidence import see
 from scheduler.core.judging import Judged, reliability
+from scheduler.core.lessons import leader_right, next_right
+from scheduler.types import COUNTS_ONLY
 from tests.unit.models_learned.synthetic import synthetic
 
 Known = tuple[DifficultyPredictor, Examples, NDArray[np.float64]]
@@ -61,10 +63,10 @@ def test_after_failures_the_next_sample_is_right_as_often_as_said(known: Known) 
     failed = seen.evidence.failures[:, 4] == 4
     after_four = seen.evidence.take((failed, slice(4, 5)))
 
-    said = predictor.next_right(believed.take(failed), after_four)[:, 0]
+    said = next_right(predictor.lessons, believed.take(failed), after_four)[:, 0]
 
     assert said.mean() == pytest.approx(rates[failed].mean(), abs=0.04)
-    plain = ConjugatePosterior().next_right(believed.take(failed), after_four)[:, 0]
+    plain = next_right(COUNTS_ONLY, believed.take(failed), after_four)[:, 0]
     assert np.abs(said - rates[failed]).mean() <= np.abs(plain - rates[failed]).mean() + 0.01
 
 
@@ -72,7 +74,7 @@ def test_without_evidence_the_posterior_is_the_prior(known: Known) -> None:
     predictor, left, _ = known
     believed = predictor.beliefs(left.facts)
 
-    said = predictor.next_right(believed, Evidence.none(len(left)))
+    said = next_right(predictor.lessons, believed, Evidence.none(len(left)))
 
     assert said == pytest.approx(np.clip(believed.rate, 0.01, 0.99))
 
@@ -83,7 +85,9 @@ def test_the_leader_is_right_as_often_as_said(known: Known) -> None:
     voted = seen.evidence.leader[:, 5] > 0
     right = left.samples.accepted & (left.samples.answers == seen.leader_code[:, 5:6])
 
-    said = predictor.leader_right(predictor.beliefs(left.facts).take(voted), seen.evidence.take((voted, slice(5, 6))))
+    said = leader_right(
+        predictor.lessons, predictor.beliefs(left.facts).take(voted), seen.evidence.take((voted, slice(5, 6)))
+    )
 
     assert said.mean() == pytest.approx(right.any(axis=1)[voted].mean(), abs=0.06)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from scheduler.core.beliefs import ConjugatePosterior, uniform_beliefs
+from scheduler.core.beliefs import uniform_beliefs
 from scheduler.core.evidence import NO_ANSWER, Ints, Samples, Seen, see
 from scheduler.core.policies import POLICIES
 from scheduler.core.policies.adaptive_consistency import UntilBetaHolds, UntilDirichletHolds, leader_is_most_likely
@@ -116,7 +116,6 @@ def test_no_policy_asks_for_more_than_a_query_may_have(name: str, mode: Mode) ->
     workload = Workload(
         mode=mode,
         beliefs=uniform_beliefs(1, 100.0, (50.0, 80.0, 100.0, 120.0, 150.0, 200.0)),
-        posterior=ConjugatePosterior(),
         samples_max=limit(7),
     )
 
