@@ -20,7 +20,7 @@ from scheduler.core.pacing import paced
 from scheduler.core.votes import vote_curve
 from scheduler.core.waves import cheapest_waves, split_vote_waves
 from scheduler.pacing import Asking, Move, Purse, purses
-from scheduler.planning import Draft, smallest_wave_nanousd
+from scheduler.planning import Draft, is_voted, smallest_wave_nanousd
 from scheduler.settings import Settings
 
 EXPLORE, ALLOTTED, FIXED = "explore", "allotd", "fixed"
@@ -137,7 +137,7 @@ def _arm_at(curves: Curves, price: float) -> int:
 
 def with_policy(draft: Draft, explore_share: float) -> Draft:
     """Who decides on this query's budget: its own request, the lot, or the price; and with which chance."""
-    if not draft.is_auto or draft.plan.arm.strategy not in ADAPTIVE or draft.plan.samples_max < 2:
+    if not draft.is_auto or draft.plan.arm.kind not in ADAPTIVE or draft.plan.samples_max < 2:
         return replace(draft, policy=FIXED, propensity=1.0)
     if lot(draft.query.id) < explore_share:
         return replace(draft, policy=EXPLORE, propensity=explore_share)
@@ -169,11 +169,11 @@ def curves_of(drafts: Sequence[Draft]) -> Curves:
     sample = np.array([sample_nanousd(draft) for draft in drafts])
     gains = best_of_n(alpha, beta, most)
     costs, _ = cheapest_waves(alpha, beta, prompt, sample, most)
-    votes = np.array([draft.plan.arm.strategy == "self_consistency" for draft in drafts])
+    votes = np.array([is_voted(draft.query, draft.plan) for draft in drafts])
     if votes.any():
         gains[votes] = vote_curve(alpha[votes], beta[votes], most)
         costs[votes] = split_vote_waves(most) * prompt[votes, None] + np.arange(most + 1) * sample[votes, None]
-    at_once = np.array([draft.plan.arm.strategy == "uniform" for draft in drafts])
+    at_once = np.array([draft.plan.arm.kind == "uniform" for draft in drafts])
     costs[at_once] = prompt[at_once, None] + np.arange(most + 1) * sample[at_once, None]
     within = np.minimum(np.arange(1, most + 1), plain_arms(drafts)[:, None] + 1)
     return Curves(gains=np.take_along_axis(gains, within, 1), costs=np.take_along_axis(costs, within, 1))

@@ -15,6 +15,7 @@ from models.tables import PredictorRow
 from scheduler import predictor_files
 from scheduler.alerts import raise_alert
 from scheduler.errors import SchedulerError
+from scheduler.learning import Past, Remembers
 from scheduler.prediction import Predictor
 from scheduler.predictor_files import PredictorUnusable
 from scheduler.priors import PlainPriors
@@ -69,6 +70,10 @@ class Champion:
             self._promoted = None
             self._failed = Finding(version=serving.version, problem=f"It fails to predict: {error!r}.")
             return self.plain.predict(queries, arms)
+
+    def past(self, model: str) -> Past | None:
+        """What the promoted predictor remembers of a model's earlier queries; None where it remembers none."""
+        return self._promoted.past(model) if isinstance(self._promoted, Remembers) else None
 
     def look(self, session: Session) -> Finding | None:
         """Follow promotions and the champion's file; returns what is to be recorded where something changed."""

@@ -29,6 +29,7 @@ from scheduler.database import open_database, reading
 from scheduler.finalization import finalize
 from scheduler.intake import advance_intake
 from scheduler.outages import in_words
+from scheduler.peers import share_out
 from scheduler.planning import choose_window, draft_plans, fund_window
 from scheduler.settings import Settings
 from scheduler.states import QUERY_OPEN, BatchState
@@ -184,6 +185,7 @@ class Daemon:
         with looking(self.services.sessions) as session:
             rows = choose_window(session, self.rotation, settings, now)
             drafts = draft_plans(session, rows, self.predictor, settings, now) if rows else []
+            drafts = share_out(drafts, self.predictor.past)
             window = allot_window(session, drafts, settings, now, may_abandon=self.predictor.is_learned)
         if not drafts:
             return False

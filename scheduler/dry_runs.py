@@ -17,7 +17,7 @@ from scheduler.intake import REASONS_MAX
 from scheduler.jsonlines import BYTE_ORDER_MARK, foreign_start, split_lines
 from scheduler.ledger import price_at
 from scheduler.line_rows import known_limits, parse_one, queued_columns, without_duplicates
-from scheduler.planning import allot, as_query, choose_strategy, estimate_nanousd
+from scheduler.planning import allot, as_query, choose_strategy, estimate_nanousd, is_voted
 from scheduler.prediction import FixedPriors
 from scheduler.requests import Defaults, ParsedQuery, Rejection, batch_options
 from scheduler.settings import Settings
@@ -102,7 +102,7 @@ def budget_for(
         prompt_nanousd=query.prompt_tokens * price.prompt_nanousd,
         sample_nanousd=min(plan.tokens_max, prediction.tokens_p50) * price.completion_nanousd,
         samples_max=plan.samples_max,
-        is_voted=strategy == "self_consistency",
+        is_voted=is_voted(query, plan),
     )
     if parsed.limit_nanousd is None:
         return low, expected, worst

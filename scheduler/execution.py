@@ -94,7 +94,7 @@ class Drive:
             log.warning("lease_lost", query=self.work.query.id, attempt=self.work.funded.attempt_id)
 
     async def _run_strategy(self) -> None:
-        steps = STRATEGIES[self.work.plan.arm.strategy](self.work.query, self.work.plan)
+        steps = STRATEGIES[self.work.plan.arm.kind](self.work.query, self.work.plan)
         try:
             want = next(steps)
             while True:
@@ -254,7 +254,7 @@ class Drive:
 
 def best_of(query: Query, plan: Plan, kept: Sequence[KeptSample]) -> tuple[Outcome, int | None]:
     """What the query's strategy makes of the samples that are there, without any more, and the chosen one's row."""
-    steps = STRATEGIES[plan.arm.strategy](query, plan)
+    steps = STRATEGIES[plan.arm.kind](query, plan)
     bank = list(kept)
     try:
         want = next(steps)

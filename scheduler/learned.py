@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Self
 
 import numpy as np
@@ -12,9 +13,12 @@ from models.learned.facts import Examples, Facts
 from models.learned.predictor import EXAMPLES_MIN, DifficultyPredictor
 from scheduler.core.beliefs import Beliefs
 from scheduler.core.evidence import NO_ANSWER, Samples
-from scheduler.learning import Drawn, Example, Learned, plain_priors
+from scheduler.learning import Drawn, Example, Learned, Past, plain_priors
 from scheduler.priors import FrozenPriors
 from scheduler.types import Arm, Json, Lessons, Prediction, Query
+
+PAST_MAX = 2_000
+"""Earlier queries that a predictor remembers one by one."""
 
 
 class TextLearner:
@@ -26,12 +30,12 @@ class TextLearner:
         for example in examples:
             if example.judged:
                 by_model[example.query.model].append(example)
-        models = {
-            model: DifficultyPredictor().fit(as_examples(mine))
-            for model, mine in by_model.items()
-            if len(mine) >= EXAMPLES_MIN
-        }
-        return TextPredictor(version, models, plain_priors(examples).frozen(version))
+        models, pasts = {}, {}
+        for model, mine in by_model.items():
+            if len(mine) >= EXAMPLES_MIN:
+                models[model] = DifficultyPredictor()
+                pasts[model] = _past(models[model].fit_beliefs(as_examples(mine)), mine)
+        return TextPredictor(version, models, plain_priors(examples).frozen(version), pasts)
 
 
 class TextPredictor:
@@ -39,10 +43,17 @@ class TextPredictor:
 
     kind = "text"
 
-    def __init__(self, version: str, models: Mapping[str, DifficultyPredictor], others: FrozenPriors) -> None:
+    def __init__(
+        self,
+        version: str,
+        models: Mapping[str, DifficultyPredictor],
+        others: FrozenPriors,
+        pasts: Mapping[str, Past],
+    ) -> None:
         self.version = version
         self._models = dict(models)
         self._others = others
+        self._pasts = dict(pasts)
 
     def predict(self, queries: Sequence[Query], arms: Sequence[Arm]) -> list[Prediction]:
         """One prediction per pair of `queries` and `arms`, in order."""
@@ -54,13 +65,23 @@ class TextPredictor:
                 found[row] = _as_prediction(beliefs, at, self.version)
         return found
 
+    def past(self, model: str) -> Past | None:
+        """What earlier queries of a model showed."""
+        return self._pasts.get(model)
+
     def lessons(self) -> dict[str, Lessons]:
         """By model, what its samples say beyond their number."""
         return {model: predictor.lessons for model, predictor in self._models.items()}
 
     def content(self) -> dict[str, Any]:
         """Plain values, arrays and estimators that a file can hold."""
-        return {"kind": self.kind, "version": self.version, "models": self._models, "others": self._others.content()}
+        return {
+            "kind": self.kind,
+            "version": self.version,
+            "models": self._models,
+            "others": self._others.content(),
+            "pasts": {model: asdict(past) for model, past in self._pasts.items()},
+        }
 
     def about(self) -> dict[str, Any]:
         """Of each model: whether the text said anything, and whether the probe and embeddings could be used."""
@@ -76,6 +97,7 @@ class TextPredictor:
                 for name, model in self._models.items()
             },
             "groups": self._others.about()["groups"],
+            "remembers": sorted(self._pasts),
         }
 
     @classmethod
@@ -84,7 +106,20 @@ class TextPredictor:
         models = content["models"]
         if not all(isinstance(model, DifficultyPredictor) for model in models.values()):
             raise ValueError("it holds a model that is not ours")
-        return cls(str(content["version"]), models, FrozenPriors.restored(content["others"]))
+        pasts = {model: Past(**past) for model, past in content.get("pasts", {}).items()}
+        return cls(str(content["version"]), models, FrozenPriors.restored(content["others"]), pasts)
+
+
+def _past(unseen: Beliefs, examples: Sequence[Example]) -> Past:
+    """The newest of the examples."""
+    kept = slice(-PAST_MAX, None)
+    return Past(
+        alpha=unseen.alpha[kept],
+        beta=unseen.beta[kept],
+        tokens_mean=unseen.tokens_mean[kept],
+        right=np.array([example.right for example in examples], np.float64)[kept],
+        judged=np.array([example.judged for example in examples], np.float64)[kept],
+    )
 
 
 def as_facts(query: Query) -> Facts:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from scheduler.core.beliefs import Floats
 from scheduler.prediction import Predictor
 from scheduler.priors import PlainPriors, groups_of
 from scheduler.types import Lessons, Prediction, Query
@@ -51,6 +52,29 @@ class Example:
     def tokens(self) -> tuple[int, ...]:
         """The lengths of all samples."""
         return tuple(sample.tokens for sample in self.drawn)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Past:
+    """T queries of one model: what was believed of each by a predictor that had not seen it, and what it then showed.
+
+    All arrays are (T,): the Beta's `alpha` and `beta`, `tokens_mean`, and how many of `judged` samples were `right`.
+    """
+
+    alpha: Floats
+    beta: Floats
+    tokens_mean: Floats
+    right: Floats
+    judged: Floats
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A predictor that keeps earlier queries one by one."""
+
+    def past(self, model: str) -> Past | None:
+        """What earlier queries of a model showed; None where it remembers none."""
+        ...
 
 
 class Learned(Predictor, Protocol):

@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from models.tables import Batch, LlmRow, PriceRow, QueryRow
 from scheduler.bulk import insert_rows
 from scheduler.jsonlines import Line, salvaged_id
+from scheduler.predictors import models_remembered
 from scheduler.requests import Defaults, KnownLlm, Limits, ParsedQuery, Rejection, batch_options, parse_line
 from scheduler.settings import Settings
 from scheduler.states import BatchState, QueryState
@@ -134,9 +135,13 @@ def _failed(rejection: Rejection, now: datetime) -> dict[str, Any]:
 def known_limits(session: Session, now: datetime, samples_limit: int) -> Limits:
     """The models that are served and priced at this instant."""
     priced = set(session.scalars(select(PriceRow.model).where(PriceRow.effective_at <= now).distinct()))
+    remembered = models_remembered(session)
     llms = {
         llm.name: KnownLlm(
-            context_tokens=llm.context_tokens, tokenizer_path=llm.tokenizer_path, is_priced=llm.name in priced
+            context_tokens=llm.context_tokens,
+            tokenizer_path=llm.tokenizer_path,
+            is_priced=llm.name in priced,
+            has_history=llm.name in remembered,
         )
         for llm in session.scalars(select(LlmRow))
     }

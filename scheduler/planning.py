@@ -16,6 +16,7 @@ from scheduler import refusals
 from scheduler.admission import room_of
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.pricing import Price
+from scheduler.core.strategies.named import is_vote
 from scheduler.ledger import left_under, live_caps, name_of, price_at
 from scheduler.prediction import Predictor
 from scheduler.settings import Settings
@@ -224,7 +225,7 @@ def waits_in(state: QueryState, tenant_id: str, model: str) -> ColumnElement[boo
 
 def allot(row: QueryRow | Any, query: Query, arm: Arm, llm: LlmRow | Any | None, settings: Settings) -> Plan:
     """The budget of one query: what the request asks for, else the defaults, within the model's context."""
-    is_one = arm.strategy == "direct" or query.is_greedy  # a second greedy sample would be the first once more
+    is_one = arm.kind == "direct" or query.is_greedy  # a second greedy sample would be the first once more
     samples_max = 1 if is_one else row.samples_max or settings.samples_max
     asked = [limit for limit in (row.tokens_max, query.params.get("max_tokens")) if limit is not None]
     tokens_max = min(asked) if asked else settings.tokens_max
@@ -237,6 +238,11 @@ def allot(row: QueryRow | Any, query: Query, arm: Arm, llm: LlmRow | Any | None,
         tokens_max=tokens_max,
         ceiling_nanousd=row.limit_nanousd,
     )
+
+
+def is_voted(query: Query, plan: Plan) -> bool:
+    """Whether the answer will be the one that most samples give."""
+    return is_vote(plan.arm.kind, can_judge=query.verifier is not None and query.verifier.can_judge)
 
 
 def smallest_wave_nanousd(plan: Plan, prompt_tokens: int, prediction: Prediction, price: Price) -> int:
@@ -258,7 +264,7 @@ def estimate_nanousd(plan: Plan, query: Query, prediction: Prediction, price: Pr
     median = min(plan.tokens_max, prediction.tokens_p50)
     low = price.most_nanousd(query.prompt_tokens, 1, median)
     expected = low * max(1, (plan.samples_max + 1) // 2)
-    if plan.arm.strategy == "uniform":
+    if plan.arm.kind == "uniform":
         low = expected = price.most_nanousd(query.prompt_tokens, plan.samples_max, median)
     worst = price.most_nanousd(query.prompt_tokens_max, 1, plan.tokens_max) * plan.samples_max
     return low, expected, worst

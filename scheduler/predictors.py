@@ -30,6 +30,14 @@ def lessons_of(session: Session, versions: Collection[str]) -> dict[str, dict[st
     return {row.version: _LESSONS.decode(row.lessons_json) for row in session.execute(learned)}
 
 
+def models_remembered(session: Session) -> frozenset[str]:
+    """The models of whose earlier queries the predictor in use remembers what they reached."""
+    row = champion(session)
+    if row is None or row.unusable_because is not None:
+        return frozenset()
+    return frozenset(json.loads(row.card_json).get("about", {}).get("remembers", ()))
+
+
 def list_predictors(session: Session) -> Sequence[PredictorRow]:
     """All of them, newest first."""
     return session.scalars(select(PredictorRow).order_by(PredictorRow.created_at.desc(), PredictorRow.version)).all()

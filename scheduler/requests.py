@@ -15,8 +15,9 @@ from msgspec import Meta
 from scheduler.chat_body import ChatBody, Whole, passed_on
 from scheduler.chat_checks import fault_of
 from scheduler.chat_refusals import KNOWN_VALUES, REFUSED
+from scheduler.core.policies import WITH_HISTORY
 from scheduler.core.pricing import parse_usd
-from scheduler.core.strategies import STRATEGIES
+from scheduler.core.strategies.named import Unnamed, check_strategy, kind_of, needs_verdicts
 from scheduler.errors import InvalidRequest, ModelUnpriced, NotFound, SchedulerError
 from scheduler.jsonlines import Fault, decode, salvaged_id
 from scheduler.tokens import FALLBACK_MARGIN, counter_for
@@ -68,6 +69,8 @@ class KnownLlm:
     context_tokens: int
     tokenizer_path: str | None
     is_priced: bool
+    has_history: bool = False
+    """Whether the predictor in use remembers what earlier queries of it reached."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -247,7 +250,7 @@ def _parsed(
     llm = _check_model(checked.model, limits, where)
     tokens_max = _check_tokens_max(checked, llm, where)
     cost_max_usd = checked.allotd.cost_max_usd if checked.allotd is not None else None
-    options = _check_options(checked.allotd, defaults, limits, f"{where}allotd.")
+    options = _check_options(checked.allotd, defaults, limits, llm, f"{where}allotd.")
     kept = _for_the_server(body, tokens_max)
     body_json = msgspec.json.encode(kept)
     _check_length(body, len(body_json), checked.model, llm, where)
@@ -299,7 +302,7 @@ def _check_tokens_max(body: Body, llm: KnownLlm, where: str) -> int | None:
     return min(tokens for tokens in given.values() if tokens is not None)
 
 
-def _check_options(given: Options | None, defaults: Options, limits: Limits, where: str) -> Options:
+def _check_options(given: Options | None, defaults: Options, limits: Limits, llm: KnownLlm, where: str) -> Options:
     """What the line says, else what the batch says."""
     if given is None:
         options = defaults
@@ -324,20 +327,32 @@ def _check_options(given: Options | None, defaults: Options, limits: Limits, whe
         )
     if options.verifier is not None:
         _check_verifier(options.verifier, options.reference, where)
-    if options.strategy == "best_of_n" and (options.verifier is None or options.reference is None):
-        raise _Refused(
-            "invalid_verifier",
-            f"{where}verifier",
-            f"{where}strategy best_of_n needs a verifier with a reference; without them use self_consistency",
-        )
+    _check_needs(options, llm, where)
     return options
 
 
 def _check_strategy(strategy: str, where: str) -> None:
-    if strategy != "auto" and strategy not in STRATEGIES:
-        known = ", ".join(["auto", *STRATEGIES])
+    try:
+        check_strategy(strategy)
+    except Unnamed as problem:
+        raise _Refused("invalid_value", f"{where}strategy", f"{where}strategy {_quoted(strategy)} {problem}") from None
+
+
+def _check_needs(options: Options, llm: KnownLlm, where: str) -> None:
+    """What the strategy of a line needs: verdicts, or a predictor that remembers what earlier queries reached."""
+    kind = kind_of(options.strategy or "auto")
+    if needs_verdicts(kind) and (options.verifier is None or options.reference is None):
         raise _Refused(
-            "invalid_value", f"{where}strategy", f"{where}strategy {_quoted(strategy)} is not one of {known}"
+            "invalid_verifier",
+            f"{where}verifier",
+            f"{where}strategy {kind} needs a verifier with a reference; without them use self_consistency",
+        )
+    if kind in WITH_HISTORY and not llm.has_history:
+        raise _Refused(
+            "invalid_value",
+            f"{where}strategy",
+            f"{where}strategy {kind} measures on earlier queries what budgets bring, and no predictor in use has read "
+            f"any of this model; an admin trains one with `allotd predictor train`",
         )
 
 

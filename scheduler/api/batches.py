@@ -33,7 +33,7 @@ from scheduler.api.shapes import (
 )
 from scheduler.batch_view import batch_object, batch_objects
 from scheduler.core.pricing import parse_usd
-from scheduler.core.strategies import STRATEGIES
+from scheduler.core.strategies.named import NAMES
 from scheduler.database import reading
 from scheduler.requests import ENDPOINT
 from scheduler.states import BatchState
@@ -42,7 +42,7 @@ from scheduler.wiring import Services
 router = APIRouter(prefix="/v1/batches", tags=["batches"], route_class=StrictRoute)
 
 LIST_MAX = 100
-STRATEGY_NAMES = ["auto", *STRATEGIES]
+STRATEGY_PATTERN = f"^({'|'.join(NAMES)})(@[0-9.]+)?$"
 WINDOW = "^([1-9]|[1-9][0-9]|[1-6][0-9]{2}|7[01][0-9]|720)h$|^([1-9]|[12][0-9]|30)d$"
 METADATA: dict[str, Any] = {
     "maxProperties": intake.METADATA_PAIRS_MAX,
@@ -240,7 +240,7 @@ async def dry_run(
     caller: Submitter,
     services: WithServices,
     now: Now,
-    strategy: Annotated[Text | None, Query(max_length=64, json_schema_extra={"enum": STRATEGY_NAMES})] = None,
+    strategy: Annotated[Text | None, Query(max_length=64, json_schema_extra={"pattern": STRATEGY_PATTERN})] = None,
     max_cost_usd: Annotated[str | None, Query(max_length=64, json_schema_extra={"pattern": USD_PATTERN})] = None,
     what_if_usd: Annotated[str | None, WHAT_IF] = None,
 ) -> DryRunReply:

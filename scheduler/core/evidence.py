@@ -68,8 +68,9 @@ def see(samples: Samples, *, judged: bool) -> Seen:
     Column k depends on the first k samples only. Where nothing judges, no failures are counted.
     """
     lanes, drawn = samples.answers.shape[:-1], samples.answers.shape[-1]
-    flat = {name: getattr(samples, name).reshape(-1, drawn) for name in samples.__dataclass_fields__}
-    counts = _Counts(lanes=int(np.prod(lanes, dtype=np.int64)), columns=drawn + 1, codes=_codes(samples.answers))
+    rows = int(np.prod(lanes, dtype=np.int64))
+    flat = {name: getattr(samples, name).reshape(rows, drawn) for name in samples.__dataclass_fields__}
+    counts = _Counts(lanes=rows, columns=drawn + 1, codes=_codes(samples.answers))
     for k in range(drawn):
         counts.add(k, {name: values[:, k] for name, values in flat.items()})
     running = {name: _running(values) for name, values in _sums(flat).items()}

@@ -19,11 +19,11 @@ def observed(samples: Sequence[Sample], accepted: Sequence[bool] | None = None) 
     logprobs = [np.nan if one.logprob_mean is None else one.logprob_mean for one in samples]
     seen = see(
         Samples(
-            answers=np.array([codes]),
-            tokens=np.array([[one.tokens for one in samples]]),
+            answers=np.array([codes], np.int64),
+            tokens=np.array([[one.tokens for one in samples]], np.int64),
             logprob=np.array([logprobs], np.float64),
-            truncated=np.array([[one.finish_reason == "length" for one in samples]]),
-            accepted=np.array([accepted or [False] * len(samples)]),
+            truncated=np.array([[one.finish_reason == "length" for one in samples]], np.bool_),
+            accepted=np.array([accepted or [False] * len(samples)], np.bool_),
         ),
         judged=accepted is not None,
     )

@@ -86,6 +86,30 @@ def test_a_batch_goes_in_and_every_line_comes_out_answered_or_with_its_reason(st
     assert all(line["response"]["body"]["usage"]["completion_tokens"] > 0 for line in answers)
 
 
+def test_published_rules_are_strategies_that_a_line_can_name_with_their_setting(stack: Stack, client: OpenAI) -> None:
+    named = [
+        "asc",
+        "asc@0.8",
+        "asc-dirichlet",
+        "esc@2",
+        "its-hub",
+        "bandit@0.4",
+        "dsc",
+        "damani@2",
+        "self_consistency@0.7",
+    ]
+    lines = [ask(stack.model, number, strategy=strategy) for number, strategy in enumerate(named)]
+    unknown = {**ask(stack.model, 90, strategy="snell"), "custom_id": "without-history"}
+
+    batch = wait_for(client, submit(client, [*lines, unknown]).id)
+
+    answers = {line["custom_id"]: line["response"]["body"] for line in content(client, batch.output_file_id)}
+    [error] = content(client, batch.error_file_id)
+    assert {answer["allotd"]["strategy"] for answer in answers.values()} == set(named)
+    assert all(1 <= answer["allotd"]["samples"] <= 3 for answer in answers.values())
+    assert "no predictor in use has read any of this model" in error["error"]["message"]
+
+
 def test_what_a_batch_cost_is_what_the_tenant_spent(stack: Stack, client: OpenAI, tenant: dict[str, Any]) -> None:
     batch = wait_for(client, submit(client, [ask(stack.model, number) for number in range(6)]).id)
 

@@ -11,7 +11,7 @@ import pytest
 
 from scheduler import predictor_files, retuning
 from scheduler.learned import TextLearner, as_examples, text_of
-from scheduler.learning import Drawn, Example
+from scheduler.learning import Drawn, Example, Remembers
 from scheduler.types import Arm, Query
 from tests.factories import MODEL
 from tests.unit.test_champion import BELIEVED
@@ -92,6 +92,23 @@ def test_its_file_gives_back_the_same_beliefs(tmp_path: Path) -> None:
     restored = predictor_files.load(path, sha256)
 
     assert restored.predict(queries, arms(left)) == learned.predict(queries, arms(left))
+
+
+def test_it_remembers_earlier_queries_one_by_one_also_out_of_its_file(tmp_path: Path) -> None:
+    examples = settled(60)
+    learned = TextLearner().fit(examples, "v1")
+
+    path, sha256 = predictor_files.save(tmp_path, "v1", learned.content())
+    restored = predictor_files.load(path, sha256)
+
+    assert isinstance(restored, Remembers)
+    past = restored.past(MODEL)
+    assert past is not None
+    assert past.right.tolist() == [one.right for one in examples]
+    assert past.judged.tolist() == [one.judged for one in examples]
+    assert (past.alpha > 0).all()
+    assert restored.past("other") is None
+    assert learned.about()["remembers"] == [MODEL]
 
 
 def test_a_file_whose_model_is_none_of_ours_is_refused(tmp_path: Path) -> None:

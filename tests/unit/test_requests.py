@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -174,6 +175,17 @@ def test_bytes_that_are_no_request_are_refused_with_what_they_are(raw: bytes, co
         (allotd(verifier="regex", reference="("), "invalid_verifier", "body.allotd.reference", "regex"),
         (allotd(verifier="json_schema", reference="{"), "invalid_verifier", "body.allotd.reference", "json_schema"),
         (allotd(strategy="best_of_n"), "invalid_verifier", "body.allotd.verifier", "needs a verifier with a reference"),
+        (
+            allotd(strategy="damani"),
+            "invalid_verifier",
+            "body.allotd.verifier",
+            "damani needs a verifier with a",
+        ),
+        (allotd(strategy="asc@2"), "invalid_value", "body.allotd.strategy", "that of asc is a number from 0.5 to 1"),
+        (allotd(strategy="esc@"), "invalid_value", "body.allotd.strategy", "has the setting nothing; that of esc is a"),
+        (allotd(strategy="esc@nan"), "invalid_value", "body.allotd.strategy", "that of esc is a number from 2 to 64"),
+        (allotd(strategy="direct@1"), "invalid_value", "body.allotd.strategy", "direct takes none; leave out @1"),
+        (allotd(strategy="snell"), "invalid_value", "body.allotd.strategy", "trains one with `allotd predictor train`"),
         (allotd(reference=5), "invalid_type", "body.allotd.reference", "must be text, not a whole number"),
         (allotd(reference="a\0"), "invalid_value", "body.allotd.reference", "NUL"),
         (allotd(task="t" * 129), "invalid_value", "body.allotd.task", "text of at most 128 characters"),
@@ -402,3 +414,18 @@ def test_a_wrong_interactive_body_raises_what_is_wrong(
 def test_an_interactive_body_that_is_no_object_is_refused(body: bytes) -> None:
     with pytest.raises(InvalidRequest, match=r"^The body is"):
         parse_chat_body(body, LIMITS)
+
+
+@pytest.mark.parametrize("strategy", ["asc@0.9", "asc-dirichlet", "esc@5", "its-hub@0.75", "bandit", "dsc@0.3"])
+def test_a_line_may_name_a_published_rule_and_its_setting(strategy: str) -> None:
+    assert parsed(line(**allotd(strategy=strategy))).strategy == strategy
+
+
+@pytest.mark.parametrize("strategy", ["snell@2", "lagrangian", "damani-binned@8"])
+def test_a_rule_that_learns_from_earlier_queries_runs_where_the_predictor_remembers_some(strategy: str) -> None:
+    remembered = replace(LIMITS, llms={"small": replace(LIMITS.llms["small"], has_history=True)})
+
+    query = parse_line(line(**allotd(strategy=strategy)), 7, Defaults(), remembered)
+
+    assert isinstance(query, ParsedQuery)
+    assert query.strategy == strategy

@@ -15,7 +15,9 @@ from scheduler.core.policies.base import Mode, Setting, Workload, rows_like
 from scheduler.core.stopping import leader_holds
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.975, 0.99, 0.999)
-"""The frontier; the published figures are those of 0.95."""
+"""The frontier."""
+STANDARD = 0.95
+"""The threshold of the published figures."""
 GRID = 2000
 """Points of the integral over a gamma variable: its error stays below 1e-5, a thousandth of the original's sampling."""
 
@@ -52,13 +54,16 @@ class AdaptiveConsistency:
 
     name = "asc"
     modes = frozenset({Mode.VOTE})
+    standard = STANDARD
+    allowed = (0.5, 1.0)
+
+    def rule(self, workload: Workload, setting: float) -> UntilBetaHolds:
+        """`setting` is the threshold."""
+        return UntilBetaHolds(threshold=setting, samples_max=workload.samples_max)
 
     def settings(self, workload: Workload, _budgets: Sequence[float]) -> list[Setting]:
         """One per threshold."""
-        return [
-            Setting(label=f"{t:g}", rule=UntilBetaHolds(threshold=t, samples_max=workload.samples_max))
-            for t in THRESHOLDS
-        ]
+        return [Setting(label=f"{t:g}", rule=self.rule(workload, t)) for t in THRESHOLDS]
 
 
 class AdaptiveConsistencyDirichlet:
@@ -66,13 +71,16 @@ class AdaptiveConsistencyDirichlet:
 
     name = "asc-dirichlet"
     modes = frozenset({Mode.VOTE})
+    standard = STANDARD
+    allowed = (0.5, 1.0)
+
+    def rule(self, workload: Workload, setting: float) -> UntilDirichletHolds:
+        """`setting` is the threshold."""
+        return UntilDirichletHolds(threshold=setting, samples_max=workload.samples_max)
 
     def settings(self, workload: Workload, _budgets: Sequence[float]) -> list[Setting]:
         """One per threshold."""
-        return [
-            Setting(label=f"{t:g}", rule=UntilDirichletHolds(threshold=t, samples_max=workload.samples_max))
-            for t in THRESHOLDS
-        ]
+        return [Setting(label=f"{t:g}", rule=self.rule(workload, t)) for t in THRESHOLDS]
 
 
 def leader_is_most_likely(top_votes: Ints) -> Floats:

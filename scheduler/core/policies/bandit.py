@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from scheduler.core.evidence import Ints, Seen
-from scheduler.core.policies.base import BOTH, Mode, Setting, Workload, rows_like
+from scheduler.core.policies.base import BOTH, Mode, Rule, Setting, Workload, rows_like
 
 BOUNDS = (0.9, 0.7, 0.5, 0.4, 0.3, 0.25, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.01)
 """The frontier with a verifier: the upper bound of a rate below which a query is dropped."""
@@ -55,10 +55,16 @@ class Elimination:
 
     name = "bandit"
     modes = BOTH
+    standard = 0.5
+    allowed = (0.0, 1.0)
+
+    def rule(self, workload: Workload, setting: float) -> Rule:
+        """`setting` is the bound with a verifier, the share without one."""
+        if workload.mode is Mode.VERIFIER:
+            return WhileOpen(bound=setting, samples_max=workload.samples_max)
+        return WhileDivided(share=setting, samples_max=workload.samples_max)
 
     def settings(self, workload: Workload, _budgets: Sequence[float]) -> list[Setting]:
         """One per bound, or per share."""
-        most = workload.samples_max
-        if workload.mode is Mode.VERIFIER:
-            return [Setting(label=f"{b:g}", rule=WhileOpen(bound=b, samples_max=most)) for b in BOUNDS]
-        return [Setting(label=f"{s:g}", rule=WhileDivided(share=s, samples_max=most)) for s in AGREEMENTS]
+        frontier = BOUNDS if workload.mode is Mode.VERIFIER else AGREEMENTS
+        return [Setting(label=f"{at:g}", rule=self.rule(workload, at)) for at in frontier]

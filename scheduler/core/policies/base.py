@@ -100,6 +100,32 @@ class Policy(Protocol):
         ...
 
 
+class Peer(Policy, Protocol):
+    """A policy that a query can ask for by name: `asc`, or `asc@0.9` for another setting than the published one."""
+
+    @property
+    def standard(self) -> float:
+        """The setting of the published figures, or its authors' default."""
+        ...
+
+    @property
+    def allowed(self) -> tuple[float, float]:
+        """The lowest and the highest setting that mean something."""
+        ...
+
+    def rule(self, workload: Workload, setting: float) -> Rule:
+        """How the samples of these queries are drawn at a setting."""
+        ...
+
+
+class WindowPeer(Peer, Protocol):
+    """A peer that shares a budget out among the queries of a window before it draws any sample."""
+
+    def counts(self, workload: Workload, setting: float) -> Ints:
+        """(Q,) the most samples of each query."""
+        ...
+
+
 BOTH = frozenset(Mode)
 
 

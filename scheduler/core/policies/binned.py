@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -40,12 +41,32 @@ def counts_for(gains: Floats, costs: Floats, budget_tokens: float) -> Ints:
     return np.where(arms == NOTHING, 0, arms + 1)
 
 
-def counted(workload: Workload, budgets: Sequence[float], gains: Floats, costs: Floats) -> list[Setting]:
-    """One setting per budget: the counts that the curves make best of it."""
-    return [
-        Setting(label=f"{budget:g}", rule=up_to(workload.mode, counts_for(gains, costs, tokens)))
-        for budget, tokens in zip(budgets, in_tokens(budgets, workload.beliefs), strict=True)
-    ]
+class Counted(ABC):
+    """A policy that gives each query a count of samples in advance, as its curves make best of a budget."""
+
+    standard = 4.0
+    allowed = (0.0, 1024.0)
+
+    @abstractmethod
+    def curves(self, workload: Workload) -> tuple[Floats, Floats]:
+        """(Q, N) what 1..N samples of each query gain and take."""
+
+    def counts(self, workload: Workload, setting: float) -> Ints:
+        """`setting` is the budget, in samples per query."""
+        [tokens] = in_tokens([setting], workload.beliefs)
+        return counts_for(*self.curves(workload), tokens)
+
+    def rule(self, workload: Workload, _setting: float) -> Rule:
+        """For queries whose `samples_max` is what `counts` left them."""
+        return up_to(workload.mode, workload.samples_max)
+
+    def settings(self, workload: Workload, budgets: Sequence[float]) -> list[Setting]:
+        """One per budget."""
+        curves = self.curves(workload)
+        return [
+            Setting(label=f"{budget:g}", rule=up_to(workload.mode, counts_for(*curves, tokens)))
+            for budget, tokens in zip(budgets, in_tokens(budgets, workload.beliefs), strict=True)
+        ]
 
 
 def up_to(mode: Mode, samples: Ints) -> Rule:

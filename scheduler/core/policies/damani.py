@@ -10,35 +10,39 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from scheduler.core.beliefs import Floats
 from scheduler.core.policies.base import BOTH, Mode, Setting, Workload
-from scheduler.core.policies.binned import binned_curves, counted, within_limits
+from scheduler.core.policies.binned import Counted, binned_curves, within_limits
 
 BINS = 20
 
 
-class DamaniOnline:
+class DamaniOnline(Counted):
     """Greedy on gain(j) = p (1 - p)^(j - 1) per predicted token, p being the predicted rate."""
 
     name = "damani"
     modes = frozenset({Mode.VERIFIER})
 
-    def settings(self, workload: Workload, budgets: Sequence[float]) -> list[Setting]:
-        """One per budget."""
+    def curves(self, workload: Workload) -> tuple[Floats, Floats]:
+        """By each query's predicted rate."""
         rate = workload.beliefs.rate[:, None]
         n = np.arange(int(workload.samples_max.max(initial=1)) + 1)
         failing = (1 - rate) ** n
         tokens = workload.beliefs.tokens_mean[:, None] * (1 - failing) / rate
-        return counted(workload, budgets, *within_limits(1 - failing, tokens, workload.samples_max))
+        return within_limits(1 - failing, tokens, workload.samples_max)
 
 
-class DamaniBinned:
+class DamaniBinned(Counted):
     """The offline variant: a budget per bin of predicted difficulty, from curves measured on earlier queries."""
 
     name = "damani-binned"
     modes = BOTH
 
+    def curves(self, workload: Workload) -> tuple[Floats, Floats]:
+        """The means of each query's bin."""
+        assert workload.history is not None, "bins are measured on earlier queries"
+        return binned_curves(workload, workload.history, BINS)
+
     def settings(self, workload: Workload, budgets: Sequence[float]) -> list[Setting]:
         """One per budget; none without a history."""
-        if workload.history is None:
-            return []
-        return counted(workload, budgets, *binned_curves(workload, workload.history, BINS))
+        return super().settings(workload, budgets) if workload.history is not None else []

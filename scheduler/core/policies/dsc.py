@@ -8,7 +8,7 @@ Beta test holds.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,18 +45,24 @@ class DifficultyAdaptive:
 
     name = "dsc"
     modes = frozenset({Mode.VOTE})
+    standard = 0.5
+    allowed = (0.0, 1.0)
+
+    def counts(self, workload: Workload, setting: float) -> Ints:
+        """One for the easy part, which is the share `setting` of the queries."""
+        ranks = np.argsort(np.argsort(-workload.beliefs.rate, kind="stable")) / max(1, len(workload))
+        return np.where(ranks < setting, 1, workload.samples_max)
+
+    def rule(self, workload: Workload, _setting: float) -> ByDifficulty:
+        """For queries whose `samples_max` is what `counts` left them."""
+        return ByDifficulty(
+            easy=workload.samples_max <= 1, first=_first_window(workload), samples_max=workload.samples_max
+        )
 
     def settings(self, workload: Workload, _budgets: Sequence[float]) -> list[Setting]:
         """One per share of easy queries."""
-        ranks = np.argsort(np.argsort(-workload.beliefs.rate, kind="stable")) / max(1, len(workload))
-        first = _first_window(workload)
-        return [
-            Setting(
-                label=f"{part:g}",
-                rule=ByDifficulty(easy=ranks < part, first=first, samples_max=workload.samples_max),
-            )
-            for part in EASY_PARTS
-        ]
+        parts = [(part, replace(workload, samples_max=self.counts(workload, part))) for part in EASY_PARTS]
+        return [Setting(label=f"{part:g}", rule=self.rule(shared, part)) for part, shared in parts]
 
 
 def _first_window(workload: Workload) -> Ints:

@@ -33,9 +33,13 @@ class EarlyStopping:
 
     name = "esc"
     modes = frozenset({Mode.VOTE})
+    standard = 5.0
+    allowed = (2.0, 64.0)
+
+    def rule(self, workload: Workload, setting: float) -> UntilUnanimous:
+        """`setting` is the window, in samples."""
+        return UntilUnanimous(window=round(setting), samples_max=workload.samples_max)
 
     def settings(self, workload: Workload, _budgets: Sequence[float]) -> list[Setting]:
         """One per window."""
-        return [
-            Setting(label=f"w{w}", rule=UntilUnanimous(window=w, samples_max=workload.samples_max)) for w in WINDOWS
-        ]
+        return [Setting(label=f"w{w}", rule=self.rule(workload, w)) for w in WINDOWS]

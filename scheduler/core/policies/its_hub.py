@@ -11,7 +11,7 @@ from scheduler.core.evidence import Ints, Seen
 from scheduler.core.policies.base import Mode, Setting, Workload, rows_like
 
 THRESHOLDS = (0.51, 0.6, 0.7, 0.75, 0.8, 0.9, 1.0)
-"""The frontier; 0.75 is its default."""
+"""The frontier."""
 FIRST = 2
 
 
@@ -35,10 +35,13 @@ class ItsHub:
 
     name = "its-hub"
     modes = frozenset({Mode.VOTE})
+    standard = 0.75
+    allowed = (0.0, 1.0)
+
+    def rule(self, workload: Workload, setting: float) -> UntilEnoughAgree:
+        """`setting` is the leader's share of the readable answers."""
+        return UntilEnoughAgree(threshold=setting, samples_max=workload.samples_max)
 
     def settings(self, workload: Workload, _budgets: Sequence[float]) -> list[Setting]:
         """One per share."""
-        return [
-            Setting(label=f"{t:g}", rule=UntilEnoughAgree(threshold=t, samples_max=workload.samples_max))
-            for t in THRESHOLDS
-        ]
+        return [Setting(label=f"{t:g}", rule=self.rule(workload, t)) for t in THRESHOLDS]

@@ -12,7 +12,7 @@ import numpy as np
 
 from scheduler.core.allocation import NOTHING, allocate
 from scheduler.core.evidence import Ints
-from scheduler.core.policies.base import BOTH, History, Setting, Workload
+from scheduler.core.policies.base import BOTH, History, Rule, Setting, Workload
 from scheduler.core.policies.binned import up_to
 
 NEIGHBOURS = 15
@@ -23,23 +23,31 @@ class SolveThenLearn:
 
     name = "lagrangian"
     modes = BOTH
+    standard = 4.0
+    allowed = (0.0, 1024.0)
 
     def settings(self, workload: Workload, budgets: Sequence[float]) -> list[Setting]:
         """One per budget; none without a history."""
         if workload.history is None:
             return []
-        alike = _neighbours(workload, workload.history)
         return [
-            Setting(label=f"{budget:g}", rule=up_to(workload.mode, self._counts(workload, alike, budget)))
-            for budget in budgets
+            Setting(label=f"{budget:g}", rule=up_to(workload.mode, self.counts(workload, budget))) for budget in budgets
         ]
 
-    def _counts(self, workload: Workload, alike: Ints, budget: float) -> Ints:
-        """The middle one of the counts that the oracle gives to each query's neighbours."""
+    def rule(self, workload: Workload, _setting: float) -> Rule:
+        """For queries whose `samples_max` is what `counts` left them."""
+        return up_to(workload.mode, workload.samples_max)
+
+    def counts(self, workload: Workload, setting: float) -> Ints:
+        """The most frequent of the counts that the oracle gives to each query's neighbours at a budget.
+
+        `setting` is that budget, in samples per query.
+        """
         history = workload.history
-        assert history is not None
+        assert history is not None, "it imitates what was best for earlier queries"
+        alike = _neighbours(workload, history)
         gains, costs = (np.ascontiguousarray(curve[:, 1:]) for curve in (history.right, history.tokens))
-        solved = allocate(gains, costs, budget * float(history.beliefs.tokens_mean.sum())).arms
+        solved = allocate(gains, costs, setting * float(history.beliefs.tokens_mean.sum())).arms
         counts = np.where(solved == NOTHING, 0, solved + 1)
         return np.minimum(_most_frequent(counts[alike]), workload.samples_max)
 

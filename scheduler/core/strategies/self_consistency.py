@@ -65,10 +65,11 @@ def leading_votes(samples: tuple[Sample, ...]) -> tuple[int, int]:
     return first, second
 
 
-def elect(samples: tuple[Sample, ...], *, because: str, sure: float | None = None) -> Outcome:
+def elect(samples: tuple[Sample, ...], *, because: str, sure: float | None = None, by_count: bool = False) -> Outcome:
     """Choose the first sample that gave the answer whose votes weigh most, or the first of all where nobody voted.
 
-    Each vote weighs what its sample's probability is, so that of answers with as many votes the surer one is elected.
+    Each vote weighs what its sample's probability is, so that of answers with as many votes the surer one is elected;
+    or all weigh the same, where it goes `by_count`.
     The confidence is `sure` where that is known, else that of the winner against the answer with most votes among the
     others.
     """
@@ -80,7 +81,7 @@ def elect(samples: tuple[Sample, ...], *, because: str, sure: float | None = Non
     weights: dict[str, float] = defaultdict(float)
     for sample in samples:
         if sample.answer is not None:
-            weights[sample.answer] += vote_weight(sample.logprob_mean)
+            weights[sample.answer] += 1.0 if by_count else vote_weight(sample.logprob_mean)
     winner = max(weights, key=lambda answer: weights[answer])
     chosen = next(s for s in samples if s.answer == winner)
     rival = max((count for answer, count in votes.items() if answer != winner), default=0)

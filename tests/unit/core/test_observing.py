@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from scheduler.core.beliefs import belief_of_one
 from scheduler.core.observing import believed_after, chance_of_leader, observed
-from scheduler.core.policies.base import Rule
+from scheduler.core.policies import PEERS, WINDOW_PEERS
+from scheduler.core.policies.base import Mode, Rule, Workload
 from scheduler.core.policies.priced import WhileWorthIt
 from scheduler.core.policies.voting import WhileAVoteIsWorthIt
 from scheduler.core.strategies import STRATEGIES, Generate
@@ -83,12 +84,12 @@ def run(given_plan: Plan, lane: Sequence[Sample]) -> tuple[int, Outcome]:
 
 def drawn_by_rule(rule: Rule, lane: Sequence[Sample], *, judged: bool) -> int:
     """How many samples the rule draws, asked again after each wave; one at least, as for a strategy."""
-    drawn = 1
+    drawn = 0
     while drawn < len(lane):
         more = int(rule.more(observed(lane[:drawn], [False] * drawn if judged else None))[0])
-        if not more:
+        if drawn and not more:
             break
-        drawn += more
+        drawn += max(1, more)
     return drawn
 
 
@@ -151,3 +152,34 @@ def test_the_confidence_of_a_vote_is_the_learned_chance_that_its_leader_is_right
     drawn, outcome = run(settled, agreed)
 
     assert outcome.confidence == chance_of_leader(settled, agreed[:drawn])
+
+
+@given(lane=samples, name=st.sampled_from(sorted({**PEERS, **WINDOW_PEERS})), data=st.data())
+def test_a_peers_strategy_draws_what_its_replayed_rule_draws(
+    lane: list[Sample], name: str, data: st.DataObject
+) -> None:
+    peer = {**PEERS, **WINDOW_PEERS}[name]
+    low, high = peer.allowed
+    setting = data.draw(st.floats(low, min(high, 16.0)))
+    judged = Mode.VERIFIER in peer.modes
+    workload = Workload(
+        mode=Mode.VERIFIER if judged else Mode.VOTE,
+        beliefs=belief_of_one(2.0, 3.0, TOKENS_MEAN),
+        samples_max=np.array([12]),
+    )
+
+    drawn, outcome = run(plan(f"{name}@{setting}", 0.0, 2.0, 3.0), lane)
+
+    assert drawn == drawn_by_rule(peer.rule(workload, setting), lane, judged=judged)
+    assert outcome.chosen is not None
+
+
+def test_a_peers_vote_goes_by_count_as_its_authors_do() -> None:
+    unsure = [Sample(text="", tokens=9, answer="a", logprob_mean=-3.0)] * 2
+    sure = [Sample(text="", tokens=9, answer="b", logprob_mean=-0.01)]
+    lane = [*unsure, *sure, *[Sample(text="", tokens=9, answer=None)] * 9]
+
+    _, counted = run(plan("asc@0.999", 0.0, 2.0, 3.0), lane)
+    _, weighed = run(plan("self_consistency@0.999", 0.0, 2.0, 3.0, COUNTS_ONLY), lane)
+
+    assert (counted.chosen, weighed.chosen) == (unsure[0], sure[0])
