@@ -13,12 +13,10 @@ from sqlalchemy.orm import Session
 
 from models.tables import Batch
 from scheduler.core.allocation import NOTHING, Reason, allocate, choices_at, reasons
+from scheduler.core.arm_curves import arm_curves
 from scheduler.core.beliefs import Floats
-from scheduler.core.curves import best_of_n
 from scheduler.core.evidence import Ints
 from scheduler.core.pacing import paced
-from scheduler.core.votes import vote_curve
-from scheduler.core.waves import cheapest_waves, split_vote_waves
 from scheduler.pacing import Asking, Move, Purse, purses
 from scheduler.planning import Draft, is_voted, smallest_wave_nanousd
 from scheduler.settings import Settings
@@ -167,12 +165,8 @@ def curves_of(drafts: Sequence[Draft]) -> Curves:
     beta = np.array([draft.prediction.beta for draft in drafts])
     prompt = np.array([prompt_nanousd(draft) for draft in drafts])
     sample = np.array([sample_nanousd(draft) for draft in drafts])
-    gains = best_of_n(alpha, beta, most)
-    costs, _ = cheapest_waves(alpha, beta, prompt, sample, most)
-    votes = np.array([is_voted(draft.query, draft.plan) for draft in drafts])
-    if votes.any():
-        gains[votes] = vote_curve(alpha[votes], beta[votes], most)
-        costs[votes] = split_vote_waves(most) * prompt[votes, None] + np.arange(most + 1) * sample[votes, None]
+    voted = np.array([is_voted(draft.query, draft.plan) for draft in drafts])
+    gains, costs = arm_curves(alpha, beta, prompt, sample, voted=voted, samples_max=most)
     at_once = np.array([draft.plan.arm.kind == "uniform" for draft in drafts])
     costs[at_once] = prompt[at_once, None] + np.arange(most + 1) * sample[at_once, None]
     within = np.minimum(np.arange(1, most + 1), plain_arms(drafts)[:, None] + 1)

@@ -18,7 +18,7 @@ from scheduler.errors import SchedulerError
 from scheduler.learning import Past, Remembers
 from scheduler.prediction import Predictor
 from scheduler.predictor_files import PredictorUnusable
-from scheduler.priors import PlainPriors
+from scheduler.priors import PLAIN, PlainPriors
 from scheduler.states import PredictorState
 from scheduler.types import AlertKind, Arm, Prediction, Query
 
@@ -70,6 +70,10 @@ class Champion:
             self._promoted = None
             self._failed = Finding(version=serving.version, problem=f"It fails to predict: {error!r}.")
             return self.plain.predict(queries, arms)
+
+    def snapshot(self) -> Predictor:
+        """What plans made now would believe, as something that changes no more."""
+        return self._promoted if self._promoted is not None else self.plain.frozen(PLAIN)
 
     def past(self, model: str) -> Past | None:
         """What the promoted predictor remembers of a model's earlier queries; None where it remembers none."""

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.tables import LlmRow, QueryRow, Tenant
+from scheduler.core.arm_curves import arm_curves
+from scheduler.core.evidence import Ints
 from scheduler.core.pricing import Price
 from scheduler.errors import InvalidRequest, TooLarge
 from scheduler.forecast import Prospects, Reach, reaches
@@ -17,11 +20,15 @@ from scheduler.intake import REASONS_MAX
 from scheduler.jsonlines import BYTE_ORDER_MARK, foreign_start, split_lines
 from scheduler.ledger import price_at
 from scheduler.line_rows import known_limits, parse_one, queued_columns, without_duplicates
-from scheduler.planning import allot, as_query, choose_strategy, estimate_nanousd, is_voted
-from scheduler.prediction import FixedPriors
+from scheduler.planning import allot, as_query, choose_strategy, is_voted
+from scheduler.prediction import Predictor
 from scheduler.requests import Defaults, ParsedQuery, Rejection, batch_options
 from scheduler.settings import Settings
-from scheduler.types import Arm
+from scheduler.types import Arm, Plan, Query
+
+AT_ONCE = 1000
+"""Lines that are predicted together."""
+COSTS = ("low", "expected", "worst")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +50,7 @@ def dry_run(
     settings: Settings,
     tenant_id: str,
     now: datetime,
+    predictor: Predictor,
     strategy: str | None = None,
     what_if_nanousd: Sequence[int] = (),
 ) -> DryRun:
@@ -59,7 +67,9 @@ def dry_run(
     seen: dict[str, int] = {}
     bad: list[Rejection] = []
     prospects = Prospects()
-    total = runnable = low = expected = worst = 0
+    asked: list[Asked] = []
+    costs = np.zeros(len(COSTS), np.int64)
+    total = runnable = 0
     for line in split_lines(_checked_start(chunks, settings.file_bytes_max), settings.line_bytes_max):
         total += 1
         if total > settings.lines_max:
@@ -71,42 +81,77 @@ def dry_run(
             continue
         runnable += 1
         price = prices.get(parsed.model) or prices.setdefault(parsed.model, price_at(session, parsed.model, now))
-        costs = budget_for(parsed, llms[parsed.model], price, settings, prospects)
-        low, expected, worst = low + costs[0], expected + costs[1], worst + costs[2]
+        asked.append(as_asked(parsed, tenant_id, llms[parsed.model], price, settings))
+        if len(asked) == AT_ONCE:
+            costs += weigh(asked, predictor, prospects)
+            asked.clear()
     if not total:
         raise InvalidRequest("The file has no lines; write one request per line.", code="empty_file")
+    low, expected, worst = costs + weigh(asked, predictor, prospects)
     return DryRun(
         lines=total,
         runnable=runnable,
         bad=tuple(bad),
-        low_nanousd=low,
-        expected_nanousd=expected,
-        worst_nanousd=worst,
+        low_nanousd=round(low),
+        expected_nanousd=round(expected),
+        worst_nanousd=round(worst),
         reaches=reaches(prospects, what_if_nanousd),
     )
 
 
-def budget_for(
-    parsed: ParsedQuery, llm: LlmRow, price: Price, settings: Settings, prospects: Prospects
-) -> tuple[int, int, int]:
-    """The (low, expected, worst) nano-dollars of a query that is not yet a row; what it promises joins `prospects`."""
-    row = QueryRow(id=0, line=parsed.line, **queued_columns(parsed))
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A line that can run, as it would be planned where money is not scarce."""
+
+    query: Query
+    plan: Plan
+    price: Price
+    limit_nanousd: int | None
+
+
+def as_asked(parsed: ParsedQuery, tenant_id: str, llm: LlmRow, price: Price, settings: Settings) -> Asked:
+    """The plan of a query that is not yet a row."""
+    row = QueryRow(id=0, line=parsed.line, tenant_id=tenant_id, **queued_columns(parsed))
     query = as_query(row, llm)
     strategy = choose_strategy(parsed.strategy, query.verifier, parsed.samples_max, query.temperature)
-    arm = Arm(model=parsed.model, strategy=strategy)
-    plan = allot(row, query, arm, llm, settings)
-    [prediction] = FixedPriors().predict([query], [arm])
-    low, expected, worst = estimate_nanousd(plan, query, prediction, price)
-    prospects.add(
-        prediction,
-        prompt_nanousd=query.prompt_tokens * price.prompt_nanousd,
-        sample_nanousd=min(plan.tokens_max, prediction.tokens_p50) * price.completion_nanousd,
-        samples_max=plan.samples_max,
-        is_voted=is_voted(query, plan),
-    )
-    if parsed.limit_nanousd is None:
-        return low, expected, worst
-    return min(low, parsed.limit_nanousd), min(expected, parsed.limit_nanousd), min(worst, parsed.limit_nanousd)
+    plan = allot(row, query, Arm(model=parsed.model, strategy=strategy), llm, settings)
+    return Asked(query=query, plan=plan, price=price, limit_nanousd=parsed.limit_nanousd)
+
+
+def weigh(asked: Sequence[Asked], predictor: Predictor, prospects: Prospects) -> Ints:
+    """The sums of low, expected and worst nano-dollars (COSTS); what the lines promise joins `prospects`.
+
+    Low is one sample of median length; expected what the plan's strategy draws by what is believed of the query; worst
+    every sample in a wave of its own at full length. A line's own limit bounds each.
+    """
+    if not asked:
+        return np.zeros(len(COSTS), np.int64)
+    found = predictor.predict([one.query for one in asked], [one.plan.arm for one in asked])
+    most = max(one.plan.samples_max for one in asked)
+    prompt = np.array([float(one.query.prompt_tokens * one.price.prompt_nanousd) for one in asked])
+    lengths = [min(one.plan.tokens_max, told.tokens_expected) for one, told in zip(asked, found, strict=True)]
+    sample = np.array(lengths) * [one.price.completion_nanousd for one in asked]
+    voted = np.array([is_voted(one.query, one.plan) for one in asked])
+    alpha, beta = np.array([b.alpha for b in found]), np.array([b.beta for b in found])
+    _, curves = arm_curves(alpha, beta, prompt, sample, voted=voted, samples_max=most)
+    sums = np.zeros(len(COSTS), np.int64)
+    for row, (one, believed) in enumerate(zip(asked, found, strict=True)):
+        plan, query, price = one.plan, one.query, one.price
+        expected = float(curves[row, plan.samples_max])
+        if plan.arm.kind == "uniform":
+            expected = float(prompt[row] + plan.samples_max * sample[row])
+        low = price.most_nanousd(query.prompt_tokens, 1, min(plan.tokens_max, believed.tokens_p50))
+        worst = price.most_nanousd(query.prompt_tokens_max, 1, plan.tokens_max) * plan.samples_max
+        bound = worst if one.limit_nanousd is None else min(worst, one.limit_nanousd)
+        sums += np.minimum((low, max(low, round(expected)), worst), bound)
+        prospects.add(
+            believed,
+            prompt_nanousd=float(prompt[row]),
+            sample_nanousd=float(sample[row]),
+            samples_max=plan.samples_max,
+            is_voted=bool(voted[row]),
+        )
+    return sums
 
 
 def _checked_start(chunks: Iterable[bytes], bytes_max: int) -> Iterator[bytes]:

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from scheduler.core.allocation import NOTHING, allocate, in_words
+from scheduler.core.arm_curves import arm_curves
 from scheduler.core.beliefs import Floats
-from scheduler.core.curves import best_of_n, vote_of_n
 from scheduler.core.pricing import NANOUSD_PER_USD
-from scheduler.core.waves import cheapest_waves, split_vote_waves
 from scheduler.types import Prediction
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
@@ -41,7 +40,7 @@ class Prospects:
     is_voted: list[bool] = field(default_factory=list)
 
     def add(
-        self, prediction: Prediction, *, prompt_nanousd: int, sample_nanousd: int, samples_max: int, is_voted: bool
+        self, prediction: Prediction, *, prompt_nanousd: float, sample_nanousd: float, samples_max: int, is_voted: bool
     ) -> None:
         """One more query."""
         self.alpha.append(prediction.alpha)
@@ -78,9 +77,6 @@ def _arms(prospects: Prospects) -> tuple[Floats, Floats]:
     limits, voted = np.array(prospects.samples_max), np.array(prospects.is_voted)
     counts = [n for n in COUNTS if n <= limits.max()] + ([int(limits.max())] if limits.max() not in COUNTS else [])
     most = max(counts)
-    gains, (costs, _) = best_of_n(alpha, beta, most), cheapest_waves(alpha, beta, prompt, sample, most)
-    if voted.any():
-        gains[voted] = vote_of_n(alpha[voted], beta[voted], most)
-        costs[voted] = split_vote_waves(most) * prompt[voted, None] + np.arange(most + 1) * sample[voted, None]
+    gains, costs = arm_curves(alpha, beta, prompt, sample, voted=voted, samples_max=most)
     allowed = np.array(counts) <= limits[:, None]
     return np.where(allowed, gains[:, counts], 0.0), np.ascontiguousarray(costs[:, counts])

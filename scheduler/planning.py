@@ -255,21 +255,6 @@ def tokens_floor(plan: Plan, prediction: Prediction) -> int:
     return min(plan.tokens_max, prediction.tokens_p90)
 
 
-def estimate_nanousd(plan: Plan, query: Query, prediction: Prediction, price: Price) -> tuple[int, int, int]:
-    """What a plan will cost: (low, expected, worst) nano-dollars.
-
-    Low is one sample of median length; expected half of the sample budget, each in a wave of its own; worst every
-    sample in a wave of its own at full length. `uniform` draws all of it whatever comes.
-    """
-    median = min(plan.tokens_max, prediction.tokens_p50)
-    low = price.most_nanousd(query.prompt_tokens, 1, median)
-    expected = low * max(1, (plan.samples_max + 1) // 2)
-    if plan.arm.kind == "uniform":
-        low = expected = price.most_nanousd(query.prompt_tokens, plan.samples_max, median)
-    worst = price.most_nanousd(query.prompt_tokens_max, 1, plan.tokens_max) * plan.samples_max
-    return low, expected, worst
-
-
 def as_query(row: QueryRow | Any, llm: LlmRow | Any | None) -> Query:
     """A query row as the value that predictors and strategies see. Prompt tokens are counted where not yet known."""
     body: Mapping[str, Any] = json.loads(row.body_json or "{}")

@@ -35,6 +35,7 @@ from scheduler.api.rates import RequestRates
 from scheduler.api.security import Authentication
 from scheduler.api.uploads import UploadGate
 from scheduler.api.waiting import Endings
+from scheduler.foresight import Foresight
 from scheduler.metrics import Metrics
 from scheduler.wiring import Services
 
@@ -83,6 +84,7 @@ def create_app(services: Services) -> FastAPI:
     app.state.services = services
     app.state.metrics = metrics
     app.state.endings = Endings(services)
+    app.state.foresight = Foresight()
     errors.register(app)
     for module in ROUTERS:
         app.include_router(module.router)

@@ -35,6 +35,7 @@ from scheduler.batch_view import batch_object, batch_objects
 from scheduler.core.pricing import parse_usd
 from scheduler.core.strategies.named import NAMES
 from scheduler.database import reading
+from scheduler.foresight import Foresight
 from scheduler.requests import ENDPOINT
 from scheduler.states import BatchState
 from scheduler.wiring import Services
@@ -251,7 +252,9 @@ async def dry_run(
     with SpooledTemporaryFile(HELD_IN_MEMORY_BYTES) as spool:
         async for chunk in request.stream():
             await run_in_threadpool(spool.write, chunk)
-        run = await run_in_threadpool(_dry_run, services, spool, tenant_id, now, strategy, what_if)
+        run = await run_in_threadpool(
+            _dry_run, services, request.app.state.foresight, spool, tenant_id, now, strategy, what_if
+        )
     return DryRunReply(
         lines=run.lines,
         runnable=run.runnable,
@@ -304,9 +307,16 @@ def _reply(session: Session, batch: Batch) -> BatchReply:
 
 
 def _dry_run(
-    services: Services, spool: IO[bytes], tenant_id: str, now: Now, strategy: str | None, what_if: list[int]
+    services: Services,
+    foresight: Foresight,
+    spool: IO[bytes],
+    tenant_id: str,
+    now: Now,
+    strategy: str | None,
+    what_if: list[int],
 ) -> dry_runs.DryRun:
     spool.seek(0)
     chunks = iter(lambda: spool.read(CHUNK_BYTES), b"")
     with reading(services.sessions) as session:
-        return dry_runs.dry_run(session, chunks, services.settings, tenant_id, now, strategy, what_if)
+        predictor = foresight.predictor(session)
+        return dry_runs.dry_run(session, chunks, services.settings, tenant_id, now, predictor, strategy, what_if)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 
-from scheduler.core.curves import vote_of_n
 from scheduler.forecast import Prospects, reaches
 from scheduler.types import Prediction
 
@@ -42,16 +40,3 @@ def test_an_empty_batch_reaches_nothing() -> None:
     [reach] = reaches(Prospects(), [5])
 
     assert (reach.right, reach.used_nanousd) == (0.0, 0)
-
-
-def test_vote_curves_are_those_of_simulated_votes() -> None:
-    rng = np.random.default_rng(0)
-    rates = rng.beta(2.0, 3.0, 100_000)
-
-    curve = vote_of_n(np.array([2.0]), np.array([3.0]), 9)[0]
-
-    for n in (1, 4, 9):
-        right = rng.binomial(n, rates)
-        against = 0.5 * (n - right)
-        won = np.where(right > against, 1.0, np.where((right == against) & (right > 0), 0.5, 0.0)).mean()
-        assert curve[n] == pytest.approx(won, abs=0.01)

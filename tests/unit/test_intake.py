@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,10 +23,12 @@ from scheduler.errors import Conflict, InvalidRequest, ModelUnpriced, NotFound, 
 from scheduler.files import delete_file, store_upload
 from scheduler.finalization import finalize
 from scheduler.intake import advance_intake, create_batch, create_interactive
+from scheduler.prediction import FixedPriors
 from scheduler.recovery import call_off
 from scheduler.requests import ENDPOINT
 from scheduler.settings import Settings
 from scheduler.states import BatchState, QueryState
+from scheduler.types import Arm, Prediction, Query
 from tests.factories import MODEL, NOW, add_batch, add_query, add_tenant, new_sessions
 
 SETTINGS = Settings()
@@ -405,10 +408,21 @@ def test_an_interactive_query_on_a_model_without_a_price_is_refused(session: Ses
         create_interactive(session, tenant.id, {"model": MODEL, "messages": [{"role": "user", "content": ""}]}, now=NOW)
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Believes what it was told of every query."""
+
+    belief: Prediction
+    version: str = "told"
+
+    def predict(self, queries: Sequence[Query], _arms: Sequence[Arm]) -> list[Prediction]:
+        return [self.belief] * len(queries)
+
+
 def test_a_dry_run_says_costs_and_bad_lines_and_writes_nothing(session: Session, tenant: Tenant) -> None:
     content = b"\n".join([line("a"), line("b", allotd={"samples_max": 5}), line("a"), b"nope"])
 
-    run = dry_run(session, [content[:9], content[9:]], SETTINGS, tenant.id, NOW)
+    run = dry_run(session, [content[:9], content[9:]], SETTINGS, tenant.id, NOW, FixedPriors())
 
     assert (run.lines, run.runnable) == (4, 2)
     assert [(bad.line, bad.code) for bad in run.bad] == [(3, "duplicate_custom_id"), (4, "invalid_json")]
@@ -418,7 +432,7 @@ def test_a_dry_run_says_costs_and_bad_lines_and_writes_nothing(session: Session,
 
 
 def test_a_dry_run_counts_a_lines_own_cost_limit(session: Session, tenant: Tenant) -> None:
-    run = dry_run(session, [line("a", allotd={"cost_max_usd": "0.00000001"})], SETTINGS, tenant.id, NOW)
+    run = dry_run(session, [line("a", allotd={"cost_max_usd": "0.00000001"})], SETTINGS, tenant.id, NOW, FixedPriors())
 
     assert run.low_nanousd == run.worst_nanousd == 10
 
@@ -426,8 +440,8 @@ def test_a_dry_run_counts_a_lines_own_cost_limit(session: Session, tenant: Tenan
 def test_a_dry_run_with_one_sample_each_costs_less(session: Session, tenant: Tenant) -> None:
     content = line("a", allotd={"samples_max": 8})
 
-    voted = dry_run(session, [content], SETTINGS, tenant.id, NOW, strategy="self_consistency")
-    single = dry_run(session, [content], SETTINGS, tenant.id, NOW, strategy="direct")
+    voted = dry_run(session, [content], SETTINGS, tenant.id, NOW, FixedPriors(), strategy="self_consistency")
+    single = dry_run(session, [content], SETTINGS, tenant.id, NOW, FixedPriors(), strategy="direct")
 
     assert single.worst_nanousd < voted.worst_nanousd
 
@@ -445,7 +459,7 @@ def test_a_dry_run_refuses_what_would_fail_as_a_whole(
     session: Session, tenant: Tenant, content: bytes, limits: dict[str, int], kind: type[Exception], says: str
 ) -> None:
     with pytest.raises(kind, match=says):
-        dry_run(session, [content], Settings(**limits), tenant.id, NOW)  # type: ignore[arg-type]
+        dry_run(session, [content], Settings(**limits), tenant.id, NOW, FixedPriors())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -494,11 +508,27 @@ def test_the_file_of_a_batch_called_off_is_kept_until_it_is_read(session: Sessio
     delete_file(session, tenant.id, file_id, NOW)
 
 
+def test_a_dry_run_expects_what_is_believed_of_the_queries_and_not_half_of_their_samples(
+    session: Session, tenant: Tenant
+) -> None:
+    content = line("a", allotd={"verifier": "numeric", "reference": "1", "samples_max": 8})
+    sure, hopeless = (
+        Told(Prediction(alpha=alpha, beta=beta, tokens_p50=20, tokens_p90=30, tokens_mean=20.0, version="told"))
+        for alpha, beta in ((99.0, 1.0), (1.0, 99.0))
+    )
+
+    easy, hard = (dry_run(session, [content], SETTINGS, tenant.id, NOW, belief) for belief in (sure, hopeless))
+
+    assert easy.low_nanousd == hard.low_nanousd
+    assert easy.expected_nanousd < 1.1 * easy.low_nanousd
+    assert hard.low_nanousd * 2 < hard.expected_nanousd < hard.worst_nanousd == easy.worst_nanousd
+
+
 def test_a_dry_run_says_what_other_amounts_would_reach(session: Session, tenant: Tenant) -> None:
     content = b"\n".join(line(str(i), allotd={"verifier": "numeric", "reference": "1"}) for i in range(8))
 
-    one_each = dry_run(session, [content], SETTINGS, tenant.id, NOW).low_nanousd
-    run = dry_run(session, [content], SETTINGS, tenant.id, NOW, what_if_nanousd=(one_each // 2, 10**9))
+    one_each = dry_run(session, [content], SETTINGS, tenant.id, NOW, FixedPriors()).low_nanousd
+    run = dry_run(session, [content], SETTINGS, tenant.id, NOW, FixedPriors(), what_if_nanousd=(one_each // 2, 10**9))
 
     little, plenty = run.reaches
     assert (little.abandoned, plenty.abandoned) == (4, 0)
