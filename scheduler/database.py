@@ -10,12 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy import URL, Engine, create_engine, event, func, select
 from sqlalchemy.engine import Connection
 from sqlalchemy.orm import Session, sessionmaker
 
 BUSY_TIMEOUT_S = 30.0
 """How long a SQLite writer waits for another; longer than any transaction of ours takes."""
+
+IDLE_S = 30.0
+"""How long a PostgreSQL transaction may rest between two statements; then the server ends it. A process that is frozen
+in mid-transaction would keep its locks, and everybody else waiting, for as long as it lives. Ours rest for a second at
+most while they compute, but for those that read long files."""
+
+IDLE_SETTING = "idle_in_transaction_session_timeout"
 
 TURN_S = 0.001
 """How often a SQLite writer looks whether it is its turn: SQLite's own wait grows to a tenth of a second, so that
@@ -25,7 +32,9 @@ whoever has waited longest asks least often and is overtaken again and again."""
 def open_database(url: str) -> Engine:
     """An engine with this product's habits for SQLite (WAL, foreign keys, writers queue) or PostgreSQL."""
     if not url.startswith("sqlite"):
-        return create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        engine = create_engine(url, pool_pre_ping=True, pool_size=10, max_overflow=20)
+        event.listen(engine, "connect", _prepare_postgresql)
+        return engine
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S})
     turnstile = Turnstile(beside(engine.url, "turnstile"))
     event.listen(engine, "connect", _prepare_sqlite)
@@ -55,6 +64,12 @@ def snapshot(factory: sessionmaker[Session]) -> Iterator[Session]:
             options = {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
         session.connection(execution_options=options)
         yield session
+
+
+def rest_long(session: Session) -> None:
+    """Let this transaction rest between its statements as long as it needs: it only reads, so nobody waits for it."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(select(func.set_config(IDLE_SETTING, "0", True)))
 
 
 def beside(url: URL, suffix: str) -> Path | None:
@@ -96,6 +111,12 @@ class Turnstile:
         with self._path.open("a") as file:
             _until(deadline, lambda: _tries_to_lock(file))
             yield
+
+
+def _prepare_postgresql(connection: Any, _record: object) -> None:
+    with connection.cursor() as cursor:
+        cursor.execute(f"SET {IDLE_SETTING} = {int(IDLE_S * 1000)}")
+    connection.commit()
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:

@@ -34,7 +34,7 @@ from scheduler.api.shapes import (
 from scheduler.batch_view import batch_object, batch_objects
 from scheduler.core.pricing import parse_usd
 from scheduler.core.strategies.named import NAMES
-from scheduler.database import reading
+from scheduler.database import reading, rest_long
 from scheduler.foresight import Foresight
 from scheduler.requests import ENDPOINT
 from scheduler.states import BatchState
@@ -318,5 +318,6 @@ def _dry_run(
     spool.seek(0)
     chunks = iter(lambda: spool.read(CHUNK_BYTES), b"")
     with reading(services.sessions) as session:
+        rest_long(session)
         predictor = foresight.predictor(session)
         return dry_runs.dry_run(session, chunks, services.settings, tenant_id, now, predictor, strategy, what_if)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from fastapi import Request, Response
+from fastapi.dependencies.utils import get_flat_dependant
 from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +17,8 @@ from scheduler.errors import InvalidRequest, SchedulerError, TooLarge
 from scheduler.jsonlines import Fault, decode
 from scheduler.settings import Settings
 
+SHOWN_MAX = 64
+"""Characters of an unknown parameter that an error message repeats."""
 UPLOAD_PATHS = frozenset({"/v1/files", "/v1/batches/dry-run"})
 MULTIPART_EXTRA_BYTES = 64 * 1024
 """Room for the form around an uploaded file."""
@@ -51,16 +54,26 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its JSON strictly."""
+    """A route that reads its JSON strictly, and refuses parameters it does not know: one misspelt would do nothing."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """The handler, given a strict request."""
         handler = super().get_route_handler()
+        known = {field.alias for field in get_flat_dependant(self.dependant).query_params}
 
         async def strict(request: Request) -> Response:
+            for name in request.query_params:
+                if name not in known:
+                    raise InvalidRequest(_unknown(name, known), param=name, code="unknown_parameter")
             return await handler(StrictRequest(request.scope, request.receive))
 
         return strict
+
+
+def _unknown(name: str, known: Collection[str]) -> str:
+    """What to say of a parameter that a route does not know."""
+    shown = name if len(name) <= SHOWN_MAX else f"{name[:SHOWN_MAX]}..."
+    return f"The parameter {shown!r} is not known; known here: {', '.join(sorted(known)) or 'none'}."
 
 
 class BodyLimit:

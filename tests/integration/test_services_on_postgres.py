@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -9,13 +10,16 @@ from datetime import timedelta
 import pytest
 from fastapi.testclient import TestClient
 from pydantic import SecretStr
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Cap, Tenant
+from scheduler import database
 from scheduler.api.app import create_app
 from scheduler.caps import list_caps, set_cap
 from scheduler.core.periods import Period
+from scheduler.outages import is_passing
 from scheduler.prices import list_prices
 from scheduler.reports import By, Scope, SpendReport, spend_report
 from scheduler.settings import Settings
@@ -52,6 +56,38 @@ def live_a_little(session: Session) -> Tenant:
     add_query(session, batch, state=QueryState.FAILED, model=None, finished_at=NOW)
     set_cap(session, tenant, limit_nanousd=10**6, period=Period.MONTH, now=NOW)
     return tenant
+
+
+def test_a_process_frozen_in_a_transaction_keeps_nobody_waiting_for_its_locks(
+    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "IDLE_S", 0.5)
+    with new_sessions(new_database()) as sessions:
+        with sessions.begin() as session:
+            tenant = add_tenant(session)
+        frozen = sessions()
+        frozen.execute(update(Tenant).values(timezone="Asia/Tokyo"))
+
+        with sessions.begin() as session:
+            session.execute(update(Tenant).values(timezone="Europe/Berlin"))
+
+        with pytest.raises(DBAPIError, match="idle-in-transaction") as woken:
+            frozen.execute(select(Tenant.id))
+        assert is_passing(woken.value), "whoever wakes may try again, and finds its lease gone"
+        frozen.close()
+        with sessions() as session:
+            assert session.get_one(Tenant, tenant.id).timezone == "Europe/Berlin"
+
+
+def test_who_only_reads_may_rest_between_two_looks(
+    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "IDLE_S", 0.2)
+    with new_sessions(new_database()) as sessions, database.reading(sessions) as session:
+        database.rest_long(session)
+        time.sleep(0.5)
+
+        assert session.scalars(select(Tenant.id)).all() == []
 
 
 def shown(report: SpendReport) -> list[object]:

@@ -216,3 +216,11 @@ def test_every_reply_has_a_name_and_forbids_what_browsers_do(api: TestClient) ->
         assert reply.headers["x-content-type-options"] == "nosniff"
         assert "default-src 'none'" in reply.headers["content-security-policy"]
         assert "server" not in reply.headers
+
+
+def test_a_misspelt_parameter_is_refused_by_name_and_not_ignored(api: TestClient, auth: dict[str, str]) -> None:
+    reply = api.get("/v1/batches", params={"limt": 5}, headers=auth)
+
+    error = reply.json()["error"]
+    assert (reply.status_code, error["code"], error["param"]) == (400, "unknown_parameter", "limt")
+    assert error["message"] == "The parameter 'limt' is not known; known here: after, limit."
