@@ -18,7 +18,7 @@ from scheduler.core.beliefs import Floats
 from scheduler.core.evidence import Ints
 from scheduler.core.pacing import paced
 from scheduler.pacing import Asking, Move, Purse, purses
-from scheduler.planning import Draft, is_voted, smallest_wave_nanousd
+from scheduler.planning import Draft, is_drawn_at_once, is_voted, smallest_wave_nanousd
 from scheduler.settings import Settings
 
 EXPLORE, ALLOTTED, FIXED = "explore", "allotd", "fixed"
@@ -167,7 +167,7 @@ def curves_of(drafts: Sequence[Draft]) -> Curves:
     sample = np.array([sample_nanousd(draft) for draft in drafts])
     voted = np.array([is_voted(draft.query, draft.plan) for draft in drafts])
     gains, costs = arm_curves(alpha, beta, prompt, sample, voted=voted, samples_max=most)
-    at_once = np.array([draft.plan.arm.kind == "uniform" for draft in drafts])
+    at_once = np.array([is_drawn_at_once(draft.query, draft.plan) for draft in drafts])
     costs[at_once] = prompt[at_once, None] + np.arange(most + 1) * sample[at_once, None]
     within = np.minimum(np.arange(1, most + 1), plain_arms(drafts)[:, None] + 1)
     return Curves(gains=np.take_along_axis(gains, within, 1), costs=np.take_along_axis(costs, within, 1))

@@ -20,7 +20,7 @@ from scheduler.intake import REASONS_MAX
 from scheduler.jsonlines import BYTE_ORDER_MARK, foreign_start, split_lines
 from scheduler.ledger import price_at
 from scheduler.line_rows import known_limits, parse_one, queued_columns, without_duplicates
-from scheduler.planning import allot, as_query, choose_strategy, is_voted
+from scheduler.planning import allot, as_query, choose_strategy, is_drawn_at_once, is_voted
 from scheduler.prediction import Predictor
 from scheduler.requests import Defaults, ParsedQuery, Rejection, batch_options
 from scheduler.settings import Settings
@@ -121,8 +121,9 @@ def as_asked(parsed: ParsedQuery, tenant_id: str, llm: LlmRow, price: Price, set
 def weigh(asked: Sequence[Asked], predictor: Predictor, prospects: Prospects) -> Ints:
     """The sums of low, expected and worst nano-dollars (COSTS); what the lines promise joins `prospects`.
 
-    Low is one sample of median length; expected what the plan's strategy draws by what is believed of the query; worst
-    every sample in a wave of its own at full length. A line's own limit bounds each.
+    Low is one sample of median length (all of them where they are drawn at once); expected what the plan's strategy
+    draws by what is believed of the query; worst every sample in a wave of its own at full length. A line's own limit
+    bounds each.
     """
     if not asked:
         return np.zeros(len(COSTS), np.int64)
@@ -138,9 +139,11 @@ def weigh(asked: Sequence[Asked], predictor: Predictor, prospects: Prospects) ->
     for row, (one, believed) in enumerate(zip(asked, found, strict=True)):
         plan, query, price = one.plan, one.query, one.price
         expected = float(curves[row, plan.samples_max])
-        if plan.arm.kind == "uniform":
+        median, least = min(plan.tokens_max, believed.tokens_p50), 1
+        if is_drawn_at_once(query, plan):
+            least = plan.samples_max
             expected = float(prompt[row] + plan.samples_max * sample[row])
-        low = price.most_nanousd(query.prompt_tokens, 1, min(plan.tokens_max, believed.tokens_p50))
+        low = price.most_nanousd(query.prompt_tokens, least, median)
         worst = price.most_nanousd(query.prompt_tokens_max, 1, plan.tokens_max) * plan.samples_max
         bound = worst if one.limit_nanousd is None else min(worst, one.limit_nanousd)
         sums += np.minimum((low, max(low, round(expected)), worst), bound)

@@ -6,8 +6,10 @@ from threading import Lock
 
 from sqlalchemy.orm import Session
 
+from scheduler import predictors
 from scheduler.champion import Champion
 from scheduler.prediction import Predictor
+from scheduler.priors import PLAIN
 
 
 class Foresight:
@@ -23,4 +25,7 @@ class Foresight:
             self._champion.look(session)  # whether its file can be used is for the daemon to record
             while self._champion.plain.read_on(session):
                 pass
+            row = predictors.champion(session)
+            if row is not None and row.unusable_because is not None:
+                return self._champion.plain.frozen(PLAIN)
             return self._champion.snapshot()

@@ -20,19 +20,21 @@ from scheduler.planning import Draft, is_voted
 def share_out(drafts: Sequence[Draft], past: Callable[[str], Past | None]) -> list[Draft]:
     """The drafts, with the counts of those whose strategy is such a rule; one sample each at least.
 
-    What was planned together is one window: queries of one strategy, setting and model, judged alike. A rule that needs
-    earlier queries leaves the limits as they are where the predictor that had them was rolled back meanwhile.
+    What was planned together is one window: queries of one tenant, strategy, setting and model, judged alike. A rule
+    that needs earlier queries leaves the limits as they are where the predictor that had them was rolled back.
     """
-    groups: dict[tuple[str, str, Mode], list[int]] = defaultdict(list)
+    groups: dict[tuple[str, str, str, Mode], list[int]] = defaultdict(list)
     for row, draft in enumerate(drafts):
         if draft.plan.arm.kind in WINDOW_PEERS:
             mode = Mode.VOTE if is_voted(draft.query, draft.plan) else Mode.VERIFIER
-            groups[draft.plan.arm.strategy, draft.plan.arm.model, mode].append(row)
+            groups[draft.tenant_id, draft.plan.arm.strategy, draft.plan.arm.model, mode].append(row)
     shared = list(drafts)
-    for (_, model, mode), rows in groups.items():
+    for (_, _, model, mode), rows in groups.items():
         for row, count in zip(rows, _counts([drafts[row] for row in rows], mode, past(model)), strict=True):
             plan = drafts[row].plan
-            shared[row] = replace(drafts[row], plan=replace(plan, samples_max=max(1, min(count, plan.samples_max))))
+            least = max(1, drafts[row].drawn)  # what is paid for is looked at in any case
+            samples_max = min(max(count, least), plan.samples_max)
+            shared[row] = replace(drafts[row], plan=replace(plan, samples_max=samples_max))
     return shared
 
 

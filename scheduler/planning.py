@@ -16,7 +16,7 @@ from scheduler import refusals
 from scheduler.admission import room_of
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.pricing import Price
-from scheduler.core.strategies.named import is_vote
+from scheduler.core.strategies.named import draws_all, is_vote
 from scheduler.ledger import left_under, live_caps, name_of, price_at
 from scheduler.prediction import Predictor
 from scheduler.settings import Settings
@@ -243,6 +243,11 @@ def allot(row: QueryRow | Any, query: Query, arm: Arm, llm: LlmRow | Any | None,
 def is_voted(query: Query, plan: Plan) -> bool:
     """Whether the answer will be the one that most samples give."""
     return is_vote(plan.arm.kind, can_judge=query.verifier is not None and query.verifier.can_judge)
+
+
+def is_drawn_at_once(query: Query, plan: Plan) -> bool:
+    """Whether all samples will be drawn in one wave, whatever they show."""
+    return draws_all(plan.arm.kind, can_judge=query.verifier is not None and query.verifier.can_judge)
 
 
 def smallest_wave_nanousd(plan: Plan, prompt_tokens: int, prediction: Prediction, price: Price) -> int:

@@ -78,7 +78,7 @@ class PlainPriors:
     def __init__(self) -> None:
         self._groups: OrderedDict[Group, _Counts] = OrderedDict()
         self._fitted: dict[Group, tuple[BetaPrior, Lengths]] = {}
-        self._last_sample_id: int | None = None
+        self._last_sample_id = 0
 
     def add(
         self,
@@ -98,9 +98,8 @@ class PlainPriors:
 
     def read_on(self, session: Session) -> int:
         """Count in what was sampled since the last look; returns how many samples that were."""
-        if self._last_sample_id is None:
-            newest = session.scalar(select(func.max(SampleRow.id))) or 0
-            self._last_sample_id = max(0, newest - SAMPLES_AT_START)
+        newest = session.scalar(select(func.max(SampleRow.id))) or 0
+        self._last_sample_id = max(self._last_sample_id, newest - SAMPLES_AT_START)  # who slept long skips what is old
         rows = session.execute(
             select(
                 SampleRow.id,

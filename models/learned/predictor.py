@@ -82,7 +82,8 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
     def lessons(self) -> Lessons:
         """What samples say of whether the next one, or the leader of a vote, is right."""
         failing = self.next_right_.lessons if self.uses_evidence_ else Lessons(logprob_usual=self.next_right_.logprob_)
-        return replace(failing, leading=tuple(map(float, self.leader_right_.theta_)))
+        leading = () if self.leader_right_ is None else tuple(map(float, self.leader_right_.theta_))
+        return replace(failing, leading=leading)
 
     def _scaled(self, rates: Floats, tokens_mean: Floats, quantiles: Floats) -> Beliefs:
         alpha, beta = self.scale_.transform(rates)
@@ -128,7 +129,12 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
         evidence = cases.evidence.take(failed)
         self.next_right_ = NextRight().fit(beliefs.take(rows), evidence, right, weights)
         self.uses_evidence_ = self._evidence_helps(beliefs, rows, evidence, right, weights)
-        voted = cases.evidence.leader > 0
+        self.leader_right_ = None
+        if examples.stopped:
+            return (
+                beliefs  # who stops at the first right answer sees only wrong ones agree: they teach nothing of votes
+            )
+        voted = (cases.evidence.leader > 0) & cases.real
         self.leader_right_ = LeaderRight().fit(
             beliefs.take(cases.rows[voted]),
             cases.evidence.take(voted),
@@ -179,6 +185,7 @@ class _Cases:
         n = np.maximum(examples.samples_max[:, None, None] - np.arange(shape[-1]), 1)
         later = np.cumsum(accepted[..., ::-1], axis=-1)[..., ::-1] / n
         self.later = accepted.astype(np.float64) if examples.stopped else later
+        self.real = real
         self.failed = (self.failures == np.arange(keys.shape[-1])) & real
         self.rows = np.broadcast_to(at, keys.shape)
         self.weights = np.ones(keys.shape)

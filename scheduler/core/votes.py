@@ -47,10 +47,10 @@ def vote_costs(alpha: Floats, beta: Floats, prompt_cost: Floats, sample_cost: Fl
     """
     drawn = _weights(alpha, beta) @ _votes(samples_max)[1]
     n = np.arange(samples_max + 1)
-    first = np.minimum(n, votes_to_settle(0, 0, votes_max=max(1, samples_max)))
+    first = np.minimum(n, votes_to_settle(0, 0, votes_max=EXACT_MAX))
     further = np.maximum(split_vote_waves(samples_max) - 1, 0) * (drawn - first) / np.maximum(n - first, 1)
     waves = np.where(n > 0, 1 + further, 0)
-    return np.asarray(waves * prompt_cost[:, None] + drawn * sample_cost[:, None])
+    return np.maximum.accumulate(waves * prompt_cost[:, None] + drawn * sample_cost[:, None], axis=1)
 
 
 @cache

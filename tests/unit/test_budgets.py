@@ -204,7 +204,7 @@ def test_a_price_moves_with_spending_and_never_strays_far_from_what_the_window_a
 
 
 @settings(max_examples=30)
-@given(seed=st.integers(0, 50), left=st.integers(500, 20_000))
+@given(seed=st.integers(0, 50), left=st.integers(1000, 20_000))  # of less, one window's samples are too large a part
 def test_a_budget_that_many_windows_share_is_nearly_used_up_and_not_passed_in_expectation(seed: int, left: int) -> None:
     dice = random.Random(seed)
     windows = [[draft_of(i, dice.betavariate(1, 1)) for i in range(8)] for _ in range(12)]

@@ -135,3 +135,9 @@ def test_the_text_of_a_conversation_is_that_of_its_messages() -> None:
     assert (
         text_of([{"role": "system", "content": "a"}, {"role": "user", "content": parts}, {"role": "tool"}]) == "a\nb\n"
     )
+
+
+def test_samples_that_ended_at_the_first_right_one_teach_nothing_of_votes() -> None:
+    learned = TextLearner().fit(settled(200), "v1")
+
+    assert learned.lessons()[MODEL].leading == ()

@@ -72,6 +72,24 @@ def test_without_earlier_queries_their_limits_stay_as_they_are() -> None:
     assert counts(window("snell@1.5")) == [8] * 5
 
 
+def test_a_query_that_is_planned_alone_is_not_taken_for_easy_because_nobody_is_harder() -> None:
+    [alone] = share_out(window("dsc", READ)[:1], lambda _model: None)
+
+    assert alone.plan.samples_max == 8
+
+
+def test_samples_that_are_paid_for_are_looked_at_whatever_the_window_would_give() -> None:
+    drafts = [replace(draft, drawn=5) for draft in window("damani@1.5")]
+
+    assert min(counts(drafts)) == 5
+
+
+def test_one_tenants_queries_take_nothing_from_anothers_share() -> None:
+    mine, theirs = window("damani@2")[:3], [replace(draft, tenant_id="other") for draft in window("damani@2")[3:]]
+
+    assert counts([*mine, *theirs]) == [*counts(mine), *counts(theirs)]
+
+
 def test_windows_of_other_settings_models_and_strategies_are_shared_out_apart() -> None:
     greedy, other = window("damani@1.5"), window("damani@4")
     elsewhere = [

@@ -50,8 +50,8 @@ class DifficultyAdaptive:
 
     def counts(self, workload: Workload, setting: float) -> Ints:
         """One for the easy part, which is the share `setting` of the queries."""
-        ranks = np.argsort(np.argsort(-workload.beliefs.rate, kind="stable")) / max(1, len(workload))
-        return np.where(ranks < setting, 1, workload.samples_max)
+        ranks = np.argsort(np.argsort(-workload.beliefs.rate, kind="stable")) + 0.5
+        return np.where(ranks < setting * len(workload), 1, workload.samples_max)
 
     def rule(self, workload: Workload, _setting: float) -> ByDifficulty:
         """For queries whose `samples_max` is what `counts` left them."""

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 
-from scheduler.core.policies import PEERS, WINDOW_PEERS
+from scheduler.core.policies import PEERS, WINDOW_PEERS, WITH_HISTORY
 from scheduler.core.policies.base import Mode, Peer
 from scheduler.types import SETTING_SIGN
 
+NUMBER = re.compile(r"[0-9]{1,4}(\.[0-9]{1,6})?")
+SHOWN_MAX = 32
+"""Characters of a wrong setting that an error message repeats."""
 SETTLED = (0.5, 1.0)
 """The certainties at which a vote may be settled."""
 
@@ -46,6 +50,11 @@ def is_vote(kind: str, *, can_judge: bool) -> bool:
     return kind == "self_consistency" or (kind == "uniform" and not can_judge)
 
 
+def draws_all(kind: str, *, can_judge: bool) -> bool:
+    """Whether it draws all of its samples at once, whatever they show."""
+    return kind == "uniform" or (kind in WITH_HISTORY and not can_judge)
+
+
 def _check_setting(kind: str, text: str) -> None:
     if kind == "self_consistency":
         low, high = SETTLED
@@ -53,9 +62,9 @@ def _check_setting(kind: str, text: str) -> None:
         low, high = _PEERS[kind].allowed
     else:
         raise Unnamed(f"has a setting, but {kind} takes none; leave out {SETTING_SIGN}{text}")
-    try:
-        setting = float(text)
-    except ValueError:
-        setting = math.nan
-    if not low <= setting <= high:
-        raise Unnamed(f"has the setting {text or 'nothing'}; that of {kind} is a number from {low:g} to {high:g}")
+    setting = float(text) if NUMBER.fullmatch(text) else math.nan
+    whole = kind == "esc"
+    if not low <= setting <= high or (whole and not setting.is_integer()):
+        number = "a whole number" if whole else "a number"
+        said = text[:SHOWN_MAX] or "nothing"
+        raise Unnamed(f"has the setting {said}; that of {kind} is {number} from {low:g} to {high:g}")

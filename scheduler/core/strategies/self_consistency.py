@@ -70,8 +70,8 @@ def elect(samples: tuple[Sample, ...], *, because: str, sure: float | None = Non
 
     Each vote weighs what its sample's probability is, so that of answers with as many votes the surer one is elected;
     or all weigh the same, where it goes `by_count`.
-    The confidence is `sure` where that is known, else that of the winner against the answer with most votes among the
-    others.
+    The confidence is `sure`, which is that of the most frequent answer, where that is known and elected; else that of
+    the winner against the answer with most votes among the others.
     """
     if not samples:
         return Outcome(chosen=None, because="nothing was generated")
@@ -85,5 +85,6 @@ def elect(samples: tuple[Sample, ...], *, because: str, sure: float | None = Non
     winner = max(weights, key=lambda answer: weights[answer])
     chosen = next(s for s in samples if s.answer == winner)
     rival = max((count for answer, count in votes.items() if answer != winner), default=0)
-    confidence = leader_holds(votes[winner], rival) if sure is None else sure
+    leads = votes[winner] > rival
+    confidence = sure if sure is not None and leads else leader_holds(votes[winner], rival)
     return Outcome(chosen=chosen, because=because, confidence=confidence)

@@ -57,3 +57,11 @@ def test_more_votes_never_cost_less_and_each_at_most_a_sample_more() -> None:
     assert (steps >= -1e-12).all()
     assert (steps <= 1 + 1e-12).all()
     assert costs[:, 0].tolist() == [0, 0, 0]
+
+
+def test_a_votes_cost_does_not_depend_on_how_many_samples_others_may_have() -> None:
+    alpha, beta, prompt, sample = np.ones(1), np.ones(1), np.ones(1), np.full(1, 0.05)
+
+    alone, beside = (vote_costs(alpha, beta, prompt, sample, most)[0, :5] for most in (4, 32))
+
+    assert alone == pytest.approx(beside)
