@@ -27,6 +27,8 @@ ADAPTIVE = ("best_of_n", "self_consistency")
 ABANDON_BELOW = 0.5
 """A query is given nothing where its best use of money is worth less than this part of the price. Those between are at
 the margin: what the budget pays depends on little, so they get one sample, or wait for their cap."""
+HALVINGS = 12
+"""Steps in which a price is found: to a four-thousandth of itself."""
 TIE = 1e-9
 STRAY = 4.0
 """How far a price may stand from what the present window alone asks for: beliefs may have changed since it was made."""
@@ -90,13 +92,35 @@ def price_of(purse: Purse, drafts: Sequence[Draft], curves: Curves, full: Floats
     if float(full[adaptive].sum()) <= allowance or not adaptive.any():
         return 0.0
     gains, costs = curves.gains[adaptive], curves.costs[adaptive]
-    exact = allocate(gains, costs, max(0.0, allowance)).price
+    exact = _price_within(gains, costs, max(0.0, allowance))
     if purse.pace is None or purse.pace.price <= 0:
         return exact
-    arms = choices_at(gains, costs, purse.pace.price)
-    cost = float(costs[np.arange(len(arms)), arms][arms != NOTHING].sum())
+    cost = _cost_at(gains, costs, purse.pace.price)
     moved = paced(purse.pace, spent_nanousd=cost, due_nanousd=max(0.0, allowance)).price
     return min(max(moved, exact / STRAY), exact * STRAY)
+
+
+def _price_within(gains: Floats, costs: Floats, allowance: float) -> float:
+    """The price at which the window costs no more than it may, with the single samples of queries at the margin.
+
+    Without those it would be the allocator's; at 1 / ABANDON_BELOW of that, all that have any sample had some there.
+    """
+    low = allocate(gains, costs, allowance).price
+    if _cost_at(gains, costs, low) <= allowance:
+        return low
+    high = low / ABANDON_BELOW
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if _cost_at(gains, costs, middle) <= allowance else (middle, high)
+    return high
+
+
+def _cost_at(gains: Floats, costs: Floats, price: float) -> float:
+    """What a window costs at a price: see `budgeted`."""
+    arms = choices_at(gains, costs, price * (1 + TIE))
+    at_margin = (arms == NOTHING) & (choices_at(gains, costs, price * ABANDON_BELOW * (1 + TIE)) != NOTHING)
+    arms = np.where(at_margin, 0, arms)
+    return float(costs[np.arange(len(arms)), arms][arms != NOTHING].sum())
 
 
 def budgeted(draft: Draft, curves: Curves, price: float, *, may_abandon: bool) -> Draft:
