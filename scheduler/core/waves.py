@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from functools import cache
-
 import numpy as np
 
 from scheduler.core.beliefs import Floats
 from scheduler.core.curves import chance_of_none
 from scheduler.core.evidence import Ints
-from scheduler.core.stopping import votes_to_settle
 
 
 def cheapest_waves(
@@ -59,18 +56,3 @@ def next_wave(
     while starts[0, wave] > 0:
         wave = int(starts[0, wave])
     return min(max(wave, at_least), worth)
-
-
-@cache
-def split_vote_waves(samples_max: int) -> Ints:
-    """How many waves a vote of up to n samples takes that is split to the end, for n = 0..samples_max.
-
-    Remembered, so do not write into it.
-    """
-    waves = np.zeros(samples_max + 1, np.int64)
-    for most in range(1, samples_max + 1):
-        drawn = 0
-        while drawn < most:
-            drawn += votes_to_settle(drawn - drawn // 2, drawn // 2, votes_max=most - drawn)
-            waves[most] += 1
-    return np.maximum.accumulate(waves)

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from scheduler.core.strategies import STRATEGIES, Generate
-from scheduler.core.votes import RIVAL_SHARE, vote_costs, vote_curve
+from scheduler.core.votes import EXACT_MAX, RIVAL_SHARE, vote_costs, vote_curve
 from scheduler.types import Arm, Plan, Query, Sample
 
 QUERY = Query(id=1, model="small", messages=(), prompt_tokens=9, prompt_tokens_max=73)
-VOTES = 1500
+VOTES = 3000
 
 
 def held(rate: float, samples_max: int, rng: np.random.Generator) -> tuple[int, int, bool]:
@@ -31,7 +31,7 @@ def held(rate: float, samples_max: int, rng: np.random.Generator) -> tuple[int, 
 
 
 @pytest.mark.parametrize(("alpha", "beta"), [(9.0, 1.0), (2.0, 3.0), (0.5, 8.0)])
-@pytest.mark.parametrize("samples_max", [6, 8, 16])
+@pytest.mark.parametrize("samples_max", [3, 4, 5, 8, 16, 32, 48])
 def test_a_vote_takes_the_samples_and_waves_that_are_expected_of_it(
     alpha: float, beta: float, samples_max: int
 ) -> None:
@@ -42,20 +42,19 @@ def test_a_vote_takes_the_samples_and_waves_that_are_expected_of_it(
     samples = vote_costs(np.array([alpha]), np.array([beta]), none, one, samples_max)[0, samples_max]
     waves = vote_costs(np.array([alpha]), np.array([beta]), one, none, samples_max)[0, samples_max]
 
-    assert samples == pytest.approx(votes[:, 0].mean(), rel=0.12)
-    assert waves == pytest.approx(votes[:, 1].mean(), rel=0.35)
+    assert samples == pytest.approx(votes[:, 0].mean(), rel=0.05)
+    assert waves == pytest.approx(votes[:, 1].mean(), rel=0.05 if samples_max <= EXACT_MAX else 0.2)
     gain = vote_curve(np.array([alpha]), np.array([beta]), samples_max)[0, samples_max]
     assert gain == pytest.approx(votes[:, 2].mean(), abs=0.03)
 
 
-def test_more_votes_never_cost_less_and_each_at_most_a_sample_more() -> None:
+def test_the_right_to_draw_more_never_costs_less_and_no_vote_more_than_all_of_its_samples() -> None:
     alpha, beta = np.array([0.3, 2.0, 20.0]), np.array([3.0, 2.0, 0.5])
 
     costs = vote_costs(alpha, beta, np.zeros(3), np.ones(3), 100)
 
-    steps = np.diff(costs, axis=1)
-    assert (steps >= -1e-12).all()
-    assert (steps <= 1 + 1e-12).all()
+    assert (np.diff(costs, axis=1) >= 0).all()
+    assert (costs <= np.arange(101) + 1e-9).all()
     assert costs[:, 0].tolist() == [0, 0, 0]
 
 

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
-from itertools import cycle
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.core.curves import tokens_until_accepted
-from scheduler.core.strategies import Generate
-from scheduler.core.strategies.self_consistency import self_consistency
-from scheduler.core.waves import cheapest_waves, next_wave, split_vote_waves
-from scheduler.types import Arm, Plan, Query, Sample
+from scheduler.core.waves import cheapest_waves, next_wave
+from scheduler.types import Arm, Plan, Query
 
 QUERY = Query(id=1, model="small", messages=(), prompt_tokens=9, prompt_tokens_max=73)
 PLAN = Plan(
@@ -151,25 +146,3 @@ def test_beside_a_free_prompt_samples_are_worth_it_until_the_chance_per_cost_fal
 
     assert worth == 40 or gain(worth) <= 1e-9
     assert worth == 0 or gain(worth - 1) >= -1e-9
-
-
-@pytest.mark.parametrize("samples_max", [1, 3, 8, 16, 64])
-def test_a_split_votes_waves_are_those_that_the_strategy_asks_for(samples_max: int) -> None:
-    steps = self_consistency(QUERY, replace(PLAN, samples_max=samples_max))
-    reply: Any = None
-    asked, answers = [], cycle(("4", "5"))
-    while True:
-        try:
-            request = steps.send(reply)
-        except StopIteration:
-            break
-        assert isinstance(request, Generate)
-        asked.append(request.n)
-        reply = tuple(Sample(text="", tokens=1, answer=next(answers)) for _ in range(request.n))
-
-    # the last vote cannot turn the others: what it would have asked for once more is not asked for
-    assert len(asked) <= split_vote_waves(samples_max)[samples_max] <= len(asked) + 1
-
-
-def test_counting_the_waves_of_the_largest_votes_is_remembered() -> None:
-    assert split_vote_waves(1024) is split_vote_waves(1024)
