@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from models.tables import PlanRow, QueryRow, SampleRow
+from scheduler.core.strategies.named import draws_all, is_vote, kind_of
 from scheduler.learning import Drawn, Example
 from scheduler.planning import as_query
 from scheduler.settlement import USABLE
@@ -84,8 +85,12 @@ def _examples(session: Session, ids: Sequence[int]) -> list[Example]:
 
 
 def _example(row: QueryRow, plan: PlanRow, samples: Sequence[Any], found_right: Sequence[bool | None]) -> Example:
+    query = as_query(row, None)
+    can_judge = query.verifier is not None and query.verifier.can_judge
+    kind = kind_of(plan.strategy)
     return Example(
-        query=as_query(row, None),
+        query=query,
+        judged_early=not (is_vote(kind, can_judge=can_judge) or draws_all(kind, can_judge=can_judge)),
         drawn=tuple(
             Drawn(
                 tokens=sample.tokens,

@@ -17,7 +17,7 @@ from scheduler.learning import Drawn, Example, Learned, Past, plain_priors
 from scheduler.priors import FrozenPriors
 from scheduler.types import Arm, Json, Lessons, Prediction, Query
 
-PAST_MAX = 2_000
+PAST_MAX = 500
 """Earlier queries that a predictor remembers one by one."""
 
 
@@ -158,6 +158,7 @@ def as_examples(examples: Sequence[Example]) -> Examples:
         ),
         samples_max=counts,
         stopped=True,
+        no_verdict=np.array([not example.judged_early for example in examples]),
     )
 
 

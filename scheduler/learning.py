@@ -29,13 +29,15 @@ class Example:
     """One settled query: what was asked, and what its samples showed; of one of them at least it is known.
 
     `believed` is what the plan that drew the samples believed, by the predictor it names. `explored` says that the lot
-    gave it the plain budget. `settled_at` is when the query ended.
+    gave it the plain budget, `judged_early` that a verdict could end it before its votes did. `settled_at` is when the
+    query ended.
     """
 
     query: Query
     drawn: tuple[Drawn, ...]
     believed: Prediction
     explored: bool = False
+    judged_early: bool = True
     settled_at: datetime | None = None
 
     @property

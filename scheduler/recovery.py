@@ -15,10 +15,11 @@ from models.tables import Attempt, Batch, PlanRow, QueryRow, Wave, Worker
 from scheduler import dispatch, ledger
 from scheduler.execution import best_of
 from scheduler.planning import WANTED_FIRST, as_query, tightest_cap, waiting_groups, waits_in
+from scheduler.predictors import lessons_of
 from scheduler.settings import Settings
 from scheduler.settlement import EXPIRED_BEST, KeptSample, as_plan, kept_samples
 from scheduler.states import AttemptState, BatchState, QueryState, WaveState
-from scheduler.types import Outcome
+from scheduler.types import COUNTS_ONLY, Outcome
 
 AT_ONCE = 100
 """Rows taken back per transaction, so that none holds its locks for long."""
@@ -205,4 +206,6 @@ def best_of_kept(session: Session, row: QueryRow, kept: tuple[KeptSample, ...]) 
     plan_row = session.scalars(
         select(PlanRow).where(PlanRow.query_id == row.id).order_by(PlanRow.id.desc()).limit(1)
     ).one()
-    return best_of(as_query(row, None), as_plan(plan_row), kept)
+    version = plan_row.predictor_version
+    lessons = lessons_of(session, [version]).get(version, {}).get(plan_row.model, COUNTS_ONLY)
+    return best_of(as_query(row, None), as_plan(plan_row, lessons), kept)

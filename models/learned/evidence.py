@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator
 from sklearn.linear_model import LogisticRegression
 
 from scheduler.core.beliefs import Beliefs, Evidence
+from scheduler.core.evidence import Bools
 from scheduler.core.lessons import expit, logit, next_right, shown, voted
 from scheduler.types import Lessons
 
@@ -19,6 +20,8 @@ Floats = NDArray[np.float64]
 CONCENTRATION_LOG = (-1.6, 4.6)
 """A prior is worth between 0.2 and 100 samples; beyond that thin data speak louder than they should."""
 SURE_MIN = 1e-9
+HALF = 0.5
+"""What is added to counts of one kind only."""
 
 
 class BetaScale(BaseEstimator):  # type: ignore[misc]
@@ -40,7 +43,7 @@ class BetaScale(BaseEstimator):  # type: ignore[misc]
             chance = mean * concentration / (concentration + failures)
             # drawn to "the raw rate is right, and worth as much at every rate"
             moved = float(theta[0] ** 2 + (theta[1] - 1) ** 2 + theta[3] ** 2)
-            return float(_log_losses(chance, right, weights).sum()) + self.l2 * moved
+            return _mean_loss(chance, right, weights) + self.l2 * moved
 
         self.theta_ = minimize(loss, np.array([0.0, 1.0, 1.5, 0.0]), method="L-BFGS-B").x
         return self
@@ -69,7 +72,7 @@ class NextRight(BaseEstimator):  # type: ignore[misc]
 
         def loss(theta: Floats) -> float:
             chance = next_right(_lessons(self.logprob_, theta), beliefs, evidence)
-            return float(_log_losses(chance, right, weights).sum()) + self.l2 * float((theta**2).sum())
+            return _mean_loss(chance, right, weights) + self.l2 * float((theta**2).sum())
 
         self.theta_ = minimize(loss, np.zeros(count + 1), method="L-BFGS-B").x
         return self
@@ -86,24 +89,22 @@ class LeaderRight(BaseEstimator):  # type: ignore[misc]
     def __init__(self, *, C: float = 1.0) -> None:  # noqa: N803
         self.C = C
 
-    def fit(self, beliefs: Beliefs, evidence: Evidence, right: Floats, logprob_usual: float) -> Self:
+    def fit(self, beliefs: Beliefs, evidence: Evidence, right: Bools, logprob_usual: float) -> Self:
         """`right` is whether the leader was right in each case of `evidence`, one row per case."""
-        x, labels = voted(beliefs, evidence, logprob_usual), right > SURE
+        self.logprob_ = logprob_usual
+        x, labels = voted(beliefs, evidence, logprob_usual), right
         self.theta_ = np.zeros(x.shape[-1] + 1)
         if 0 < labels.sum() < len(labels):
             model = LogisticRegression(C=self.C, max_iter=1000).fit(x, labels)
             self.theta_[:] = np.r_[model.intercept_, model.coef_[0]]
         else:
-            self.theta_[0] = np.log((labels.sum() + SURE) / (len(labels) - labels.sum() + SURE))
+            self.theta_[0] = np.log((labels.sum() + HALF) / (len(labels) - labels.sum() + HALF))
         return self
 
-
-SURE = 0.5
-
-
-def losses_of(lessons: Lessons, beliefs: Beliefs, evidence: Evidence, right: Floats, weights: Floats) -> Floats:
-    """The log loss of each case's next sample."""
-    return _log_losses(next_right(lessons, beliefs, evidence), right, weights)
+    @property
+    def lessons(self) -> Lessons:
+        """What it learned of votes."""
+        return Lessons(logprob_usual=self.logprob_, leading=tuple(map(float, self.theta_)))
 
 
 def _lessons(logprob_usual: float, theta: Floats) -> Lessons:
@@ -115,7 +116,11 @@ def _beta(theta: Floats, x: Floats) -> tuple[Floats, Floats]:
     return mean, np.exp(np.clip(theta[2] + theta[3] * x, *CONCENTRATION_LOG))
 
 
-def _log_losses(chance: Floats, right: Floats, weights: Floats) -> Floats:
-    """Of each case, so that they add up to the weighted mean."""
+def log_losses(chance: Floats, right: Floats | Bools) -> Floats:
+    """The log loss of each case: of a chance, where it was `right` that often."""
     kept = np.clip(chance, SURE_MIN, 1 - SURE_MIN)
-    return np.asarray(-weights * (right * np.log(kept) + (1 - right) * np.log(1 - kept)) / weights.sum())
+    return np.asarray(-(right * np.log(kept) + (1 - right) * np.log(1 - kept)))
+
+
+def _mean_loss(chance: Floats, right: Floats, weights: Floats) -> float:
+    return float((weights * log_losses(chance, right)).sum() / weights.sum())

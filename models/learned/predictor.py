@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Self
 
@@ -12,13 +12,15 @@ from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold
 
 from models.learned.embedding import can_embed
-from models.learned.evidence import BetaScale, LeaderRight, NextRight, losses_of
+from models.learned.evidence import BetaScale, LeaderRight, NextRight, log_losses
 from models.learned.facts import Examples, Facts
 from models.learned.features import Featuriser
 from models.learned.lengths import LengthRegressor
 from models.learned.rates import FallbackRates, RateRegressor
 from scheduler.core.beliefs import TOKENS_LEVELS, Beliefs, Evidence
-from scheduler.core.evidence import NO_ANSWER, Samples, see
+from scheduler.core.evidence import NO_ANSWER, Bools, Samples, see
+from scheduler.core.lessons import leader_right, next_right
+from scheduler.core.stopping import leader_holds
 from scheduler.types import COUNTS_ONLY, Lessons
 
 Floats = NDArray[np.float64]
@@ -82,8 +84,7 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
     def lessons(self) -> Lessons:
         """What samples say of whether the next one, or the leader of a vote, is right."""
         failing = self.next_right_.lessons if self.uses_evidence_ else Lessons(logprob_usual=self.next_right_.logprob_)
-        leading = () if self.leader_right_ is None else tuple(map(float, self.leader_right_.theta_))
-        return replace(failing, leading=leading)
+        return failing if self.leader_right_ is None else replace(failing, leading=self.leader_right_.lessons.leading)
 
     def _scaled(self, rates: Floats, tokens_mean: Floats, quantiles: Floats) -> Beliefs:
         alpha, beta = self.scale_.transform(rates)
@@ -129,42 +130,63 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
         evidence = cases.evidence.take(failed)
         self.next_right_ = NextRight().fit(beliefs.take(rows), evidence, right, weights)
         self.uses_evidence_ = self._evidence_helps(beliefs, rows, evidence, right, weights)
-        self.leader_right_ = None
-        if examples.stopped:
-            return (
-                beliefs  # who stops at the first right answer sees only wrong ones agree: they teach nothing of votes
-            )
-        voted = (cases.evidence.leader > 0) & cases.real
-        self.leader_right_ = LeaderRight().fit(
-            beliefs.take(cases.rows[voted]),
-            cases.evidence.take(voted),
-            cases.leader_right[voted].astype(np.float64),
-            self.next_right_.logprob_,
-        )
+        self.leader_right_ = self._votes_lesson(beliefs, cases, examples.unjudged)
         return beliefs
 
     def _evidence_helps(
         self, beliefs: Beliefs, rows: NDArray[np.int64], evidence: Evidence, right: Floats, weights: Floats
     ) -> bool:
-        """Whether what failures show, taught by some queries, says more of others than their number does."""
-        gains = np.zeros(len(beliefs))
-        if len(beliefs) < EXAMPLES_MIN:
-            return False
-        for taught, left in self._splits(len(beliefs)):
-            some, others = np.isin(rows, taught), np.isin(rows, left)
-            if not some.any() or not others.any():
-                continue
+        """Whether what failures show says more than their number does."""
+
+        def gain(some: Bools, others: Bools) -> Floats:
             lessons = NextRight().fit(beliefs.take(rows[some]), evidence.take(some), right[some], weights[some]).lessons
-            cases = beliefs.take(rows[others]), evidence.take(others), right[others], weights[others]
-            better = losses_of(COUNTS_ONLY, *cases) - losses_of(lessons, *cases)
-            np.add.at(gains, rows[others], better)
-        return bool(
-            gains.mean() > 0
-        )  # shrunk as it is, what it may lose is little; a standard error is asked of whole texts
+            left = beliefs.take(rows[others]), evidence.take(others)
+            plain, taught = next_right(COUNTS_ONLY, *left), next_right(lessons, *left)
+            return log_losses(plain, right[others]) - log_losses(taught, right[others])
+
+        return self._gains(len(beliefs), rows, gain)  # shrunk as lessons are, a wrong one costs little
+
+    def _votes_lesson(self, beliefs: Beliefs, cases: _Cases, unjudged: Bools) -> LeaderRight | None:
+        """How often leaders are right, where that says more than the Beta test of the first two answers.
+
+        Taught by queries that no verdict stopped: of others the votes that agree on a right answer are missing.
+        """
+        voted = cases.voted & unjudged[:, None, None]
+        rows, evidence, right = cases.vote_rows[voted], cases.votes.take(voted), cases.leader_right[voted]
+        if len(np.unique(rows)) < EXAMPLES_MIN:
+            return None
+        usual = self.next_right_.logprob_
+
+        def gain(some: Bools, others: Bools) -> Floats:
+            lesson = LeaderRight().fit(beliefs.take(rows[some]), evidence.take(some), right[some], usual)
+            left = evidence.take(others)
+            plain = np.array([leader_holds(int(a), int(b)) for a, b in zip(left.leader, left.runner_up, strict=True)])
+            taught = leader_right(lesson.lessons, beliefs.take(rows[others]), left)
+            return log_losses(plain, right[others]) - log_losses(taught, right[others])
+
+        if not self._gains(len(beliefs), rows, gain):
+            return None
+        return LeaderRight().fit(beliefs.take(rows), evidence, right, usual)
+
+    def _gains(self, queries: int, rows: NDArray[np.int64], gain: Callable[[Bools, Bools], Floats]) -> bool:
+        """Whether a lesson of some cases makes others, of queries that taught nothing, likelier in the mean.
+
+        `rows` is the query of each case, and `gain` what the lesson of some cases lowers the log loss of others by.
+        """
+        gains = np.zeros(queries)
+        if queries < EXAMPLES_MIN:
+            return False
+        for taught, left in self._splits(queries):
+            some, others = np.isin(rows, taught), np.isin(rows, left)
+            if some.any() and others.any():
+                np.add.at(gains, rows[others], gain(some, others))
+        return bool(gains.mean() > 0)
 
 
 class _Cases:
     """Prefixes of the examples' samples, and how often what came later was right; all arrays (Q, R, N).
+
+    Those of `votes`, `voted`, `vote_rows` and `leader_right` have one column more: all samples of an example.
 
     Samples that anything could have ended are put in R random orders, and all later ones count. Where a rule stopped
     them there is one order, and only the very next sample, given that it was drawn, is as it would have been without.
@@ -185,11 +207,13 @@ class _Cases:
         n = np.maximum(examples.samples_max[:, None, None] - np.arange(shape[-1]), 1)
         later = np.cumsum(accepted[..., ::-1], axis=-1)[..., ::-1] / n
         self.later = accepted.astype(np.float64) if examples.stopped else later
-        self.real = real
         self.failed = (self.failures == np.arange(keys.shape[-1])) & real
         self.rows = np.broadcast_to(at, keys.shape)
         self.weights = np.ones(keys.shape)
-        self.leader_right = _leads_right(drawn, seen.leader_code[..., :-1])
+        self.votes = seen.evidence
+        self.voted = (self.votes.leader > 0) & (self.votes.samples <= examples.samples_max[:, None, None])
+        self.vote_rows = np.broadcast_to(at, self.voted.shape)
+        self.leader_right = _leads_right(drawn, seen.leader_code)
 
 
 def _leads_right(samples: Samples, leader: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -62,10 +62,11 @@ class Seen:
         )
 
 
-def see(samples: Samples, *, judged: bool) -> Seen:
+def see(samples: Samples, *, judged: bool, only_last: bool = False) -> Seen:
     """What each prefix of the samples shows: N samples give N + 1 columns, the first with nothing drawn.
 
-    Column k depends on the first k samples only. Where nothing judges, no failures are counted.
+    Column k depends on the first k samples only. Where nothing judges, no failures are counted. With `only_last` the
+    votes of the last column alone are counted out, which takes a fraction of the time.
     """
     lanes, drawn = samples.answers.shape[:-1], samples.answers.shape[-1]
     rows = int(np.prod(lanes, dtype=np.int64))
@@ -73,6 +74,8 @@ def see(samples: Samples, *, judged: bool) -> Seen:
     counts = _Counts(lanes=rows, columns=drawn + 1, codes=_codes(samples.answers))
     for k in range(drawn):
         counts.add(k, {name: values[:, k] for name, values in flat.items()})
+        if not only_last or k == drawn - 1:
+            counts.fill(k + 1)
     running = {name: _running(values) for name, values in _sums(flat).items()}
     running["failures"] = running["samples"] - running["accepted"] if judged else np.zeros_like(running["samples"])
     accepted = running.pop("accepted")
@@ -131,7 +134,7 @@ class _Counts:
         self.leader_code, self.elected_code = np.full((2, lanes, columns), NO_ANSWER, np.int64)
 
     def add(self, k: int, sample: dict[str, NDArray[Any]]) -> None:
-        """Count sample k of every lane, and fill column k + 1."""
+        """Count sample k of every lane."""
         voted = sample["answers"] != NO_ANSWER
         rows, codes = self.rows[voted], sample["answers"][voted]
         self.votes[rows, codes] += 1
@@ -144,9 +147,9 @@ class _Counts:
         same = voted & (sample["answers"] == self.last)
         self.streak[:, k + 1] = np.where(same, self.streak[:, k] + 1, voted)
         self.last = sample["answers"]
-        self._fill(k + 1)
 
-    def _fill(self, column: int) -> None:
+    def fill(self, column: int) -> None:
+        """What the votes counted so far show."""
         top = -np.partition(-self.votes, TOP_VOTES - 1, axis=1)[:, :TOP_VOTES]
         top = -np.sort(-top, axis=1)
         self.top_votes[:, column] = top

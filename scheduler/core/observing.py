@@ -26,6 +26,7 @@ def observed(samples: Sequence[Sample], accepted: Sequence[bool] | None = None) 
             accepted=np.array([accepted or [False] * len(samples)], np.bool_),
         ),
         judged=accepted is not None,
+        only_last=True,
     )
     return seen.take((slice(None), -1))
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from scheduler import predictor_files, retuning
+from scheduler.core.observing import chance_of_leader
 from scheduler.learned import TextLearner, as_examples, text_of
 from scheduler.learning import Drawn, Example, Remembers
-from scheduler.types import Arm, Query
+from scheduler.types import Arm, Plan, Query, Sample
 from tests.factories import MODEL
 from tests.unit.test_champion import BELIEVED
 
@@ -141,3 +142,37 @@ def test_samples_that_ended_at_the_first_right_one_teach_nothing_of_votes() -> N
     learned = TextLearner().fit(settled(200), "v1")
 
     assert learned.lessons()[MODEL].leading == ()
+
+
+def test_votes_teach_how_often_a_leader_is_right_where_the_beta_test_is_wrong() -> None:
+    learned = TextLearner().fit(elected(400), "v1")
+    [query] = [one.query for one in elected(1)]
+    [believed] = learned.predict([query], [Arm(model=MODEL, strategy="self_consistency")])
+    agreed = [Sample(text="", tokens=20, answer="right", logprob_mean=-0.3)] * 4
+    plan = Plan(
+        query_id=1,
+        arm=Arm(model=MODEL, strategy="self_consistency"),
+        samples_max=8,
+        tokens_max=64,
+        ceiling_nanousd=None,
+        alpha=believed.alpha,
+        beta=believed.beta,
+        tokens_mean=believed.tokens_mean,
+        lessons=learned.lessons()[MODEL],
+    )
+
+    sure = chance_of_leader(plan, agreed)
+
+    # four equal votes are right seven times of ten here; the Beta test of the first two answers says 0.97 for each
+    assert sure == pytest.approx(0.7, abs=0.1)
+
+
+def elected(number: int) -> list[Example]:
+    """Votes that ended when four of four agreed: on the right answer for seven queries of ten, else on one wrong."""
+    dice = random.Random(5)
+    found = []
+    for one in settled(number):
+        is_right = dice.random() < 0.7
+        vote = Drawn(tokens=20, right=is_right, answer="right" if is_right else "wrong", logprob_mean=-0.3)
+        found.append(replace(one, drawn=(vote,) * 4, judged_early=False))
+    return found

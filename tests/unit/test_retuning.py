@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from models.tables import PredictorRow, SampleRow, Tenant
+from models.tables import PlanRow, PredictorRow, SampleRow, Tenant
 from scheduler import drift, predictors, retuning, tuning
 from scheduler.core import judging
 from scheduler.core.judging import Judged
@@ -214,6 +214,22 @@ def test_examples_are_settled_queries_of_which_something_is_known(sessions: sess
     assert (found.query.id, found.right, found.judged, found.tokens) == (known, 1, 3, (20, 20, 20))
     assert found.query.tenant_id == "tenant_acme"
     assert found.believed.version == "test"
+
+
+@pytest.mark.parametrize(
+    ("strategy", "judged_early"),
+    [("self_consistency", False), ("asc@0.9", False), ("uniform", False), ("best_of_n", True), ("bandit", True)],
+)
+def test_an_example_says_whether_a_verdict_could_end_it(
+    sessions: sessionmaker[Session], strategy: str, judged_early: bool
+) -> None:
+    with sessions.begin() as session:
+        settled(session, True, False, verifier="numeric", reference="4")
+        session.execute(update(PlanRow).values(strategy=strategy))
+
+        [found] = read_examples(session)
+
+    assert found.judged_early is judged_early
 
 
 def test_a_later_label_speaks_for_all_samples_with_the_same_answer(sessions: sessionmaker[Session]) -> None:
