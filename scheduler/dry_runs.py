@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -11,24 +11,28 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.tables import LlmRow, QueryRow, Tenant
-from scheduler.core.arm_curves import arm_curves
+from scheduler.budgets import curves_of, plain_arms, prompt_nanousd, sample_nanousd
 from scheduler.core.evidence import Ints
 from scheduler.core.pricing import Price
 from scheduler.errors import InvalidRequest, TooLarge
 from scheduler.forecast import Prospects, Reach, reaches
 from scheduler.intake import REASONS_MAX
 from scheduler.jsonlines import BYTE_ORDER_MARK, foreign_start, split_lines
+from scheduler.learning import Remembers
 from scheduler.ledger import price_at
 from scheduler.line_rows import known_limits, parse_one, queued_columns, without_duplicates
-from scheduler.planning import allot, as_query, choose_strategy, is_drawn_at_once, is_voted
+from scheduler.peers import share_out
+from scheduler.planning import Draft, allot, as_query, choose_strategy, is_drawn_at_once, is_voted
 from scheduler.prediction import Predictor
 from scheduler.requests import Defaults, ParsedQuery, Rejection, batch_options
 from scheduler.settings import Settings
-from scheduler.types import Arm, Plan, Query
+from scheduler.types import Arm, Prediction
 
 AT_ONCE = 1000
 """Lines that are predicted together."""
 COSTS = ("low", "expected", "worst")
+UNKNOWN = Prediction(alpha=1.0, beta=1.0, tokens_p50=1, tokens_p90=1, version="")
+"""Before a line is predicted, together with others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +71,7 @@ def dry_run(
     seen: dict[str, int] = {}
     bad: list[Rejection] = []
     prospects = Prospects()
-    asked: list[Asked] = []
+    asked: list[Draft] = []
     costs = np.zeros(len(COSTS), np.int64)
     total = runnable = 0
     for line in split_lines(_checked_start(chunks, settings.file_bytes_max), settings.line_bytes_max):
@@ -81,7 +85,7 @@ def dry_run(
             continue
         runnable += 1
         price = prices.get(parsed.model) or prices.setdefault(parsed.model, price_at(session, parsed.model, now))
-        asked.append(as_asked(parsed, tenant_id, llms[parsed.model], price, settings))
+        asked.append(draft_of(parsed, tenant_id, llms[parsed.model], price, settings))
         if len(asked) == AT_ONCE:
             costs += weigh(asked, predictor, prospects)
             asked.clear()
@@ -99,62 +103,48 @@ def dry_run(
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Asked:
-    """A line that can run, as it would be planned where money is not scarce."""
-
-    query: Query
-    plan: Plan
-    price: Price
-    limit_nanousd: int | None
-
-
-def as_asked(parsed: ParsedQuery, tenant_id: str, llm: LlmRow, price: Price, settings: Settings) -> Asked:
-    """The plan of a query that is not yet a row."""
+def draft_of(parsed: ParsedQuery, tenant_id: str, llm: LlmRow, price: Price, settings: Settings) -> Draft:
+    """The plan of a query that is not yet a row, where money is not scarce; what is believed of it comes later."""
     row = QueryRow(id=0, line=parsed.line, tenant_id=tenant_id, **queued_columns(parsed))
     query = as_query(row, llm)
     strategy = choose_strategy(parsed.strategy, query.verifier, parsed.samples_max, query.temperature)
     plan = allot(row, query, Arm(model=parsed.model, strategy=strategy), llm, settings)
-    return Asked(query=query, plan=plan, price=price, limit_nanousd=parsed.limit_nanousd)
+    return Draft(query=query, tenant_id=tenant_id, batch_id="", plan=plan, prediction=UNKNOWN, price=price)
 
 
-def weigh(asked: Sequence[Asked], predictor: Predictor, prospects: Prospects) -> Ints:
+def weigh(drafts: Sequence[Draft], predictor: Predictor, prospects: Prospects) -> Ints:
     """The sums of low, expected and worst nano-dollars (COSTS); what the lines promise joins `prospects`.
 
     Low is one sample of median length (all of them where they are drawn at once); expected what the plan's strategy
     draws by what is believed of the query; worst every sample in a wave of its own at full length. A line's own limit
     bounds each.
     """
-    if not asked:
+    if not drafts:
         return np.zeros(len(COSTS), np.int64)
-    found = predictor.predict([one.query for one in asked], [one.plan.arm for one in asked])
-    most = max(one.plan.samples_max for one in asked)
-    prompt = np.array([float(one.query.prompt_tokens * one.price.prompt_nanousd) for one in asked])
-    lengths = [min(one.plan.tokens_max, told.tokens_expected) for one, told in zip(asked, found, strict=True)]
-    sample = np.array(lengths) * [one.price.completion_nanousd for one in asked]
-    voted = np.array([is_voted(one.query, one.plan) for one in asked])
-    alpha, beta = np.array([b.alpha for b in found]), np.array([b.beta for b in found])
-    _, curves = arm_curves(alpha, beta, prompt, sample, voted=voted, samples_max=most)
+    told = predictor.predict([draft.query for draft in drafts], [draft.plan.arm for draft in drafts])
+    believed = [replace(draft, prediction=one) for draft, one in zip(drafts, told, strict=True)]
+    believed = share_out(believed, predictor.past if isinstance(predictor, Remembers) else _nothing)
+    costs = curves_of(believed).costs[np.arange(len(believed)), plain_arms(believed)]
     sums = np.zeros(len(COSTS), np.int64)
-    for row, (one, believed) in enumerate(zip(asked, found, strict=True)):
-        plan, query, price = one.plan, one.query, one.price
-        expected = float(curves[row, plan.samples_max])
-        median, least = min(plan.tokens_max, believed.tokens_p50), 1
-        if is_drawn_at_once(query, plan):
-            least = plan.samples_max
-            expected = float(prompt[row] + plan.samples_max * sample[row])
-        low = price.most_nanousd(query.prompt_tokens, least, median)
+    for draft, expected in zip(believed, costs, strict=True):
+        plan, query, price = draft.plan, draft.query, draft.price
+        least = plan.samples_max if is_drawn_at_once(query, plan) else 1
+        low = price.most_nanousd(query.prompt_tokens, least, min(plan.tokens_max, draft.prediction.tokens_p50))
         worst = price.most_nanousd(query.prompt_tokens_max, 1, plan.tokens_max) * plan.samples_max
-        bound = worst if one.limit_nanousd is None else min(worst, one.limit_nanousd)
+        bound = worst if plan.ceiling_nanousd is None else min(worst, plan.ceiling_nanousd)
         sums += np.minimum((low, max(low, round(expected)), worst), bound)
         prospects.add(
-            believed,
-            prompt_nanousd=float(prompt[row]),
-            sample_nanousd=float(sample[row]),
+            draft.prediction,
+            prompt_nanousd=prompt_nanousd(draft),
+            sample_nanousd=sample_nanousd(draft),
             samples_max=plan.samples_max,
-            is_voted=bool(voted[row]),
+            is_voted=is_voted(query, plan),
         )
     return sums
+
+
+def _nothing(_model: str) -> None:
+    """What plain priors remember of single queries."""
 
 
 def _checked_start(chunks: Iterable[bytes], bytes_max: int) -> Iterator[bytes]:

@@ -17,7 +17,7 @@ from scheduler.chat_checks import fault_of
 from scheduler.chat_refusals import KNOWN_VALUES, REFUSED
 from scheduler.core.policies import WITH_HISTORY
 from scheduler.core.pricing import parse_usd
-from scheduler.core.strategies.named import Unnamed, check_strategy, kind_of, needs_verdicts
+from scheduler.core.strategies.named import Unnamed, canonical, check_strategy, kind_of, needs_verdicts
 from scheduler.errors import InvalidRequest, ModelUnpriced, NotFound, SchedulerError
 from scheduler.jsonlines import Fault, decode, salvaged_id
 from scheduler.tokens import FALLBACK_MARGIN, counter_for
@@ -259,7 +259,7 @@ def _parsed(
         custom_id=custom_id,
         model=checked.model,
         body_json=body_json.decode(),
-        strategy=options.strategy or "auto",
+        strategy=canonical(options.strategy or "auto"),
         samples_max=options.samples_max,
         tokens_max=options.tokens_max,
         verifier=options.verifier,

@@ -524,6 +524,20 @@ def test_a_dry_run_expects_what_is_believed_of_the_queries_and_not_half_of_their
     assert hard.low_nanousd * 2 < hard.expected_nanousd < hard.worst_nanousd == easy.worst_nanousd
 
 
+def test_a_dry_run_shares_a_budget_out_as_the_rule_of_its_lines_will(session: Session, tenant: Tenant) -> None:
+    asked = {"verifier": "numeric", "reference": "1", "samples_max": 8}
+    content = b"\n".join(line(str(i), allotd=asked) for i in range(8))
+    hard = Told(Prediction(alpha=2.0, beta=8.0, tokens_p50=20, tokens_p90=30, tokens_mean=20.0, version="told"))
+
+    shared, whole = (
+        dry_run(session, [content], SETTINGS, tenant.id, NOW, hard, strategy=strategy)
+        for strategy in ("damani@2", "best_of_n")
+    )
+
+    assert shared.worst_nanousd < whole.worst_nanousd
+    assert shared.expected_nanousd < whole.expected_nanousd
+
+
 def test_a_dry_run_says_what_other_amounts_would_reach(session: Session, tenant: Tenant) -> None:
     content = b"\n".join(line(str(i), allotd={"verifier": "numeric", "reference": "1"}) for i in range(8))
 

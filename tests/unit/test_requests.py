@@ -175,32 +175,12 @@ def test_bytes_that_are_no_request_are_refused_with_what_they_are(raw: bytes, co
         (allotd(verifier="regex", reference="("), "invalid_verifier", "body.allotd.reference", "regex"),
         (allotd(verifier="json_schema", reference="{"), "invalid_verifier", "body.allotd.reference", "json_schema"),
         (allotd(strategy="best_of_n"), "invalid_verifier", "body.allotd.verifier", "needs a verifier with a reference"),
-        (
-            allotd(strategy="damani"),
-            "invalid_verifier",
-            "body.allotd.verifier",
-            "damani needs a verifier with a",
-        ),
+        (allotd(strategy="damani"), "invalid_verifier", "body.allotd.verifier", "damani needs a verifier with a"),
         (allotd(strategy="asc@2"), "invalid_value", "body.allotd.strategy", "that of asc is a number from 0.5 to 1"),
         (allotd(strategy="esc@"), "invalid_value", "body.allotd.strategy", "has the setting nothing; that of esc is a"),
-        (
-            allotd(strategy="esc@nan"),
-            "invalid_value",
-            "body.allotd.strategy",
-            "that of esc is a whole number",
-        ),
-        (
-            allotd(strategy="esc@2.5"),
-            "invalid_value",
-            "body.allotd.strategy",
-            "that of esc is a whole number",
-        ),
-        (
-            allotd(strategy="asc@ 0.9"),
-            "invalid_value",
-            "body.allotd.strategy",
-            "has the setting  0.9; that of",
-        ),
+        (allotd(strategy="esc@nan"), "invalid_value", "body.allotd.strategy", "that of esc is a whole number"),
+        (allotd(strategy="esc@2.5"), "invalid_value", "body.allotd.strategy", "that of esc is a whole number"),
+        (allotd(strategy="asc@ 0.9"), "invalid_value", "body.allotd.strategy", "has the setting  0.9; that of"),
         (allotd(strategy="direct@1"), "invalid_value", "body.allotd.strategy", "direct takes none; leave out @1"),
         (allotd(strategy="snell"), "invalid_value", "body.allotd.strategy", "trains one with `allotd predictor train`"),
         (allotd(reference=5), "invalid_type", "body.allotd.reference", "must be text, not a whole number"),
@@ -436,6 +416,14 @@ def test_an_interactive_body_that_is_no_object_is_refused(body: bytes) -> None:
 @pytest.mark.parametrize("strategy", ["asc@0.9", "asc-dirichlet", "esc@5", "its-hub@0.75", "bandit", "dsc@0.3"])
 def test_a_line_may_name_a_published_rule_and_its_setting(strategy: str) -> None:
     assert parsed(line(**allotd(strategy=strategy))).strategy == strategy
+
+
+def test_a_setting_has_one_spelling_so_that_reports_group_it_together() -> None:
+    assert [parsed(line(**allotd(strategy=said))).strategy for said in ("asc@0.90", "asc@0.9", "esc@5.0")] == [
+        "asc@0.9",
+        "asc@0.9",
+        "esc@5",
+    ]
 
 
 @pytest.mark.parametrize("strategy", ["snell@2", "lagrangian", "damani-binned@8"])

@@ -50,6 +50,12 @@ def is_vote(kind: str, *, can_judge: bool) -> bool:
     return kind == "self_consistency" or (kind == "uniform" and not can_judge)
 
 
+def canonical(strategy: str) -> str:
+    """The one spelling of a strategy and its setting: `asc@0.90` is `asc@0.9`."""
+    kind, sign, text = strategy.partition(SETTING_SIGN)
+    return f"{kind}{sign}{float(text):g}" if sign else strategy
+
+
 def draws_all(kind: str, *, can_judge: bool) -> bool:
     """Whether it draws all of its samples at once, whatever they show."""
     return kind == "uniform" or (kind in WITH_HISTORY and not can_judge)
