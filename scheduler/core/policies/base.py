@@ -105,7 +105,7 @@ class Peer(Policy, Protocol):
 
     @property
     def standard(self) -> float:
-        """The setting of the published figures, or its authors' default."""
+        """The setting where none is named: that of published figures or of their authors' code, where there is one."""
         ...
 
     @property

@@ -21,7 +21,7 @@ UNKNOWN_TOKENS = 1.0
 
 @dataclass(frozen=True, slots=True)
 class ByRule:
-    """Draws what a peer's rule asks for, one sample at least, and chooses as its authors do: by verdict or by count."""
+    """Draws what a peer's rule asks for, one sample at least, and chooses by verdict or by the count of votes."""
 
     peer: Peer
 

@@ -22,21 +22,19 @@ def self_consistency(query: Query, plan: Plan) -> Steps:
     while len(samples) < plan.samples_max:
         leader, runner_up = leading_votes(samples)
         if is_settled(leader, runner_up, _settled_at(plan)):
-            return elect(samples, because="vote settled", sure=chance_of_leader(plan, samples))
+            return elect_weighed(plan, samples, because="vote settled")
         left = plan.samples_max - len(samples)
         if is_decided(leader, runner_up, left):
-            return elect(samples, because="vote decided", sure=chance_of_leader(plan, samples))
+            return elect_weighed(plan, samples, because="vote decided")
         votes = leader, runner_up, len(samples) - leader - runner_up
         in_a_wave_of_its_own = plan.price * (plan.prompt_nanousd + plan.sample_nanousd)
         if samples and not is_vote_worth(votes, left, _rate(plan), in_a_wave_of_its_own):
-            because = "one more sample is not worth its price"
-            return elect(samples, because=because, sure=chance_of_leader(plan, samples))
+            return elect_weighed(plan, samples, because="one more sample is not worth its price")
         drawn = yield from draw(_next_wave(plan, votes, left), plan.tokens_max)
         if not drawn:
-            return elect(samples, because="vote cut short", sure=chance_of_leader(plan, samples))
+            return elect_weighed(plan, samples, because="vote cut short")
         samples += drawn
-    because = at_budget(query, "majority of all samples")
-    return elect(samples, because=because, sure=chance_of_leader(plan, samples))
+    return elect_weighed(plan, samples, because=at_budget(query, "majority of all samples"))
 
 
 def _next_wave(plan: Plan, votes: tuple[int, int, int], left: int) -> int:
@@ -65,13 +63,17 @@ def leading_votes(samples: tuple[Sample, ...]) -> tuple[int, int]:
     return first, second
 
 
+def elect_weighed(plan: Plan, samples: tuple[Sample, ...], *, because: str) -> Outcome:
+    """Elect an answer, as sure of it as was learned from earlier votes."""
+    return elect(samples, because=because, sure=chance_of_leader(plan, samples))
+
+
 def elect(samples: tuple[Sample, ...], *, because: str, sure: float | None = None, by_count: bool = False) -> Outcome:
     """Choose the first sample that gave the answer whose votes weigh most, or the first of all where nobody voted.
 
     Each vote weighs what its sample's probability is, so that of answers with as many votes the surer one is elected;
-    or all weigh the same, where it goes `by_count`.
-    The confidence is `sure`, which is that of the most frequent answer, where that is known and elected; else that of
-    the winner against the answer with most votes among the others.
+    or all weigh the same, where it goes `by_count`. The confidence is `sure`, that of the most frequent answer, where
+    it is known and that answer elected; else that of the winner against the answer with most votes among the others.
     """
     if not samples:
         return Outcome(chosen=None, because="nothing was generated")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from scheduler.core.observing import chance_of_leader
 from scheduler.core.strategies.base import Steps, at_budget, draw, reward
 from scheduler.core.strategies.best_of_n import VERIFIED
-from scheduler.core.strategies.self_consistency import elect
+from scheduler.core.strategies.self_consistency import elect_weighed
 from scheduler.types import Outcome, Plan, Query, Sample
 
 
@@ -18,8 +17,7 @@ def uniform(query: Query, plan: Plan) -> Steps:
             break
         samples += drawn
     if not samples or query.verifier is None or not query.verifier.can_judge:
-        because = at_budget(query, "majority of all samples")
-        return elect(samples, because=because, sure=chance_of_leader(plan, samples))
+        return elect_weighed(plan, samples, because=at_budget(query, "majority of all samples"))
     rewards = yield from reward(samples)
     best = max(rewards)
     because = "verified" if best >= VERIFIED else "highest outcome reward"
