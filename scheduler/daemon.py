@@ -26,11 +26,12 @@ from scheduler.champion import Champion
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.courier import delivering
 from scheduler.database import open_database, reading
+from scheduler.drafts import draft_plans
 from scheduler.finalization import finalize
 from scheduler.intake import advance_intake
 from scheduler.outages import in_words
 from scheduler.peers import share_out
-from scheduler.planning import choose_window, draft_plans, fund_window
+from scheduler.planning import choose_window, fund_window
 from scheduler.settings import Settings
 from scheduler.states import QUERY_OPEN, BatchState
 from scheduler.tuning import tuning

@@ -11,9 +11,10 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.tables import LlmRow, QueryRow, Tenant
-from scheduler.budgets import curves_of, plain_arms, prompt_nanousd, sample_nanousd
+from scheduler.choices import curves_of, plain_arms, prompt_nanousd, sample_nanousd
 from scheduler.core.evidence import Ints
 from scheduler.core.pricing import Price
+from scheduler.drafts import Draft, allot, as_query, choose_strategy, is_drawn_at_once, is_voted
 from scheduler.errors import InvalidRequest, TooLarge
 from scheduler.forecast import Prospects, Reach, reaches
 from scheduler.intake import REASONS_MAX
@@ -22,7 +23,6 @@ from scheduler.learning import Remembers
 from scheduler.ledger import price_at
 from scheduler.line_rows import known_limits, parse_one, queued_columns, without_duplicates
 from scheduler.peers import share_out
-from scheduler.planning import Draft, allot, as_query, choose_strategy, is_drawn_at_once, is_voted
 from scheduler.prediction import Predictor
 from scheduler.requests import Defaults, ParsedQuery, Rejection, batch_options
 from scheduler.settings import Settings

@@ -12,10 +12,9 @@ from sqlalchemy.orm import Session
 
 from models.tables import PlanRow, QueryRow, SampleRow
 from scheduler.core.strategies.named import draws_all, is_vote, kind_of
+from scheduler.drafts import as_query
 from scheduler.learning import Drawn, Example
-from scheduler.planning import as_query
-from scheduler.settlement import USABLE
-from scheduler.states import QUERY_FINAL
+from scheduler.states import QUERY_FINAL, USABLE
 from scheduler.types import Prediction
 
 EXAMPLES_MAX = 20_000

@@ -16,6 +16,7 @@ import structlog
 
 from scheduler import engines, ledger, settlement
 from scheduler.core.strategies import STRATEGIES, Generate, Score
+from scheduler.drafts import tokens_floor
 from scheduler.engine import Engine, Generation, GenerationRequest
 from scheduler.errors import (
     Cancelled,
@@ -26,9 +27,8 @@ from scheduler.errors import (
     LeaseLost,
 )
 from scheduler.ledger import Settlement, WaveRequest
-from scheduler.planning import tokens_floor
 from scheduler.settlement import KeptSample, Work
-from scheduler.states import QueryState
+from scheduler.states import USABLE, QueryState
 from scheduler.transactions import Transact
 from scheduler.types import Outcome, Plan, Query, Sample, Usage, VerifierSpec
 from scheduler.verification import label
@@ -177,7 +177,7 @@ class Drive:
         latency_s = asyncio.get_running_loop().time() - begun
         row_ids = await asyncio.shield(self._settle(hold.wave_id, generation, samples, latency_s))
         kept = [KeptSample(row_id=r, sample=s) for r, s in zip(row_ids, samples, strict=True)]
-        return [k for k in kept if k.sample.finish_reason in settlement.USABLE]
+        return [k for k in kept if k.sample.finish_reason in USABLE]
 
     async def _settle(
         self, wave_id: int, generation: Generation, samples: tuple[Sample, ...], latency_s: float

@@ -13,8 +13,8 @@ from scheduler.core.curves import best_of_n, tokens_until_accepted
 from scheduler.core.policies import WINDOW_PEERS, WITH_HISTORY
 from scheduler.core.policies.base import History, Mode, Workload
 from scheduler.core.votes import vote_curve
+from scheduler.drafts import Draft, is_voted
 from scheduler.learning import Past
-from scheduler.planning import Draft, is_voted
 
 
 def share_out(drafts: Sequence[Draft], past: Callable[[str], Past | None]) -> list[Draft]:

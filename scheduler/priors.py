@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from models.tables import QueryRow, SampleRow
 from scheduler.core.priors import UNIFORM, BetaPrior, fit_beta
 from scheduler.prediction import FIXED_TOKENS_P50, FIXED_TOKENS_P90
-from scheduler.settlement import USABLE
+from scheduler.states import USABLE
 from scheduler.types import Arm, Lessons, Prediction, Query
 
 PLAIN = "plain-priors-1"

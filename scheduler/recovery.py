@@ -13,8 +13,10 @@ from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, PlanRow, QueryRow, Wave, Worker
 from scheduler import dispatch, ledger
+from scheduler.drafts import as_query
 from scheduler.execution import best_of
-from scheduler.planning import WANTED_FIRST, as_query, tightest_cap, waiting_groups, waits_in
+from scheduler.ledger import tightest_cap
+from scheduler.planning import WANTED_FIRST, waiting_groups, waits_in
 from scheduler.predictors import lessons_of
 from scheduler.settings import Settings
 from scheduler.settlement import EXPIRED_BEST, KeptSample, as_plan, kept_samples

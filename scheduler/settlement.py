@@ -14,15 +14,12 @@ from sqlalchemy.orm import Bundle, Session
 from models.tables import Attempt, Batch, LlmRow, PlanRow, QueryRow, SampleRow, Worker
 from scheduler import ledger
 from scheduler.core.pricing import Price
+from scheduler.drafts import as_query
 from scheduler.errors import CapReached, LeaseLost, SchedulerError
 from scheduler.ledger import Funded
-from scheduler.planning import as_query
 from scheduler.predictors import lessons_of
-from scheduler.states import QUERY_OPEN, AttemptState, BatchState, QueryState
+from scheduler.states import QUERY_OPEN, USABLE, AttemptState, BatchState, QueryState
 from scheduler.types import COUNTS_ONLY, Arm, Lessons, Outcome, Plan, Prediction, Query, Sample
-
-USABLE = ("stop", "length", "tool_calls", "function_call", "content_filter")
-"""Finish reasons of samples that a strategy may use; aborted and lost output is paid for and kept, but no answer."""
 
 EXPIRED_BEST = "completion window ended; best so far"
 """Why a query ended whose batch ran out of time, but not before it had paid for an answer."""

@@ -72,3 +72,7 @@ class PredictorState(StrEnum):
     CHALLENGER = "challenger"
     KEPT_OUT = "kept_out"
     RETIRED = "retired"
+
+
+USABLE = ("stop", "length", "tool_calls", "function_call", "content_filter")
+"""Finish reasons of samples that a strategy may use; aborted and lost output is paid for and kept, but no answer."""

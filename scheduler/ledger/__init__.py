@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from scheduler.ledger.admission import reserve, reserve_all
 from scheduler.ledger.closing import expire, settle, settle_all
-from scheduler.ledger.periods import current_period, left_under, live_caps, name_of
+from scheduler.ledger.periods import current_period, left_under, live_caps, name_of, tightest_cap
 from scheduler.ledger.prices import as_price, price_at
 from scheduler.ledger.purses import lock_tenant
 from scheduler.ledger.samples import reconciled
@@ -35,4 +35,5 @@ __all__ = [
     "reserve_all",
     "settle",
     "settle_all",
+    "tightest_cap",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import and_, bindparam, case, or_, select
 from sqlalchemy.orm import Session
 
-from models.tables import Cap, CapPeriod, Entry
+from models.tables import Cap, CapPeriod, Entry, Tenant
 from scheduler.core.periods import Period, period_bounds
 
 
@@ -45,6 +45,15 @@ def left_under(session: Session, cap: Cap, timezone: str, now: datetime) -> int:
     period = session.scalars(_PERIOD, {"cap_id": cap.id, "starts_at": starts_at}).first()
     used = period.held_nanousd + period.spent_nanousd if period is not None else 0
     return cap.limit_nanousd - used
+
+
+def tightest_cap(session: Session, tenant_id: str, model: str, now: datetime) -> tuple[int, str] | None:
+    """What the tightest of a tenant's caps leaves in nano-dollars, and its name; None without caps."""
+    timezone = session.get_one(Tenant, tenant_id).timezone
+    leaves = []
+    for cap in live_caps(session, tenant_id, model):
+        leaves.append((left_under(session, cap, timezone, now), name_of(cap)))
+    return min(leaves, default=None)
 
 
 def name_of(cap: Cap) -> str:

@@ -29,10 +29,11 @@ from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.periods import Period, period_bounds
 from scheduler.daemon import Daemon, looking
 from scheduler.dispatch import make_celery
+from scheduler.drafts import draft_plans
 from scheduler.errors import SchedulerError
 from scheduler.ledger import Reservation, Settlement, WaveRequest
 from scheduler.logs import configure_logging
-from scheduler.planning import choose_window, draft_plans
+from scheduler.planning import choose_window
 from scheduler.settings import Settings
 from scheduler.settlement import Work
 from scheduler.states import AttemptState, BatchState, QueryState

@@ -28,8 +28,7 @@ from models.tables import Attempt, Batch, Cap, PlanRow, QueryRow, SampleRow, Ten
 from scheduler import caps
 from scheduler.audit import discrepancies
 from scheduler.core.periods import Period
-from scheduler.settlement import USABLE
-from scheduler.states import BATCH_FINAL, QUERY_FINAL, AttemptState, QueryState
+from scheduler.states import BATCH_FINAL, QUERY_FINAL, USABLE, AttemptState, QueryState
 from scheduler.wiring import utc_now
 from tests.deployment import Deployment, deployment, sums
 from tests.services import PostgresServer, ServiceFailed, free_port, postgres_server

@@ -21,8 +21,9 @@ from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.periods import Period
 from scheduler.database import open_database, reading
 from scheduler.database import sessions as sessions_of
+from scheduler.drafts import draft_plans
 from scheduler.errors import Cancelled, CapReached, LeaseLost, SchedulerError
-from scheduler.planning import choose_window, draft_plans, fund_window
+from scheduler.planning import choose_window, fund_window
 from scheduler.prediction import FixedPriors
 from scheduler.settings import Settings
 from scheduler.states import AttemptState, BatchState, QueryState, WaveState

@@ -16,25 +16,25 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.tables import Pace, PlanRow, QueryRow
-from scheduler import pacing, planning
+from scheduler import pacing
 from scheduler.budgets import (
     ALLOTTED,
     EXPLORE,
     FIXED,
     STRAY,
     Allotted,
-    Curves,
     allot_window,
     budgeted,
-    curves_of,
     lot,
     price_of,
     with_policy,
 )
+from scheduler.choices import Curves, curves_of
 from scheduler.core.pacing import Pace as CorePace
 from scheduler.core.pricing import Price
+from scheduler.drafts import Draft, draft_plans
 from scheduler.pacing import Move, Purse
-from scheduler.planning import Draft, fund_window
+from scheduler.planning import fund_window
 from scheduler.prediction import FixedPriors
 from scheduler.settings import Settings
 from scheduler.states import QueryState
@@ -264,7 +264,7 @@ def session() -> Iterator[Session]:
 def allotted(
     session: Session, rows: Sequence[QueryRow], predictor: Any, settings: Settings = SETTINGS, now: datetime = NOW
 ) -> Allotted:
-    drafts = planning.draft_plans(session, rows, predictor, settings, now)
+    drafts = draft_plans(session, rows, predictor, settings, now)
     window = allot_window(session, drafts, settings, now, may_abandon=True)
     pacing.remember(session, window.moves, now)
     return window

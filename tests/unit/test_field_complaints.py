@@ -20,10 +20,11 @@ from scheduler.caps import set_cap
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.periods import Period
 from scheduler.core.pricing import Price
+from scheduler.drafts import allot, as_query
 from scheduler.engine import Abort, Generation, GenerationRequest
 from scheduler.errors import CapReached, ModelUnpriced
 from scheduler.finalization import finalize, output_chunks
-from scheduler.planning import allot, as_query, choose_window
+from scheduler.planning import choose_window
 from scheduler.settings import Settings
 from scheduler.settlement import kept_samples
 from scheduler.states import QueryState

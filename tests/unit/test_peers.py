@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from scheduler.drafts import Draft
 from scheduler.learning import Past
 from scheduler.peers import share_out
-from scheduler.planning import Draft
 from scheduler.types import Arm, Verdict, VerifierSpec
 from tests.unit.test_budgets import draft_of
 

@@ -11,7 +11,8 @@ from sqlalchemy.orm import Session
 
 from models.tables import Attempt, PlanRow, QueryRow
 from scheduler.core.fairness import DeficitRoundRobin
-from scheduler.planning import Draft, choose_strategy, choose_window, draft_plans, fund_window
+from scheduler.drafts import Draft, choose_strategy, draft_plans
+from scheduler.planning import choose_window, fund_window
 from scheduler.prediction import FixedPriors
 from scheduler.settings import Settings
 from scheduler.states import QueryState

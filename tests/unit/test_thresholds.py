@@ -15,6 +15,7 @@ from scheduler import ledger, planning, recovery
 from scheduler.alerts import raise_alert
 from scheduler.caps import CapStatus, list_caps, remove_cap, set_cap
 from scheduler.core.periods import Period
+from scheduler.drafts import draft_plans
 from scheduler.errors import CapReached, InvalidRequest
 from scheduler.ledger import Funded, Reservation, Settlement, WaveRequest
 from scheduler.prediction import FixedPriors
@@ -231,6 +232,6 @@ def test_one_alert_is_written_per_kind_subject_and_period(session: Session) -> N
 
 def fund_all(session: Session, queries: list[QueryRow]) -> None:
     settings = Settings()
-    drafts = planning.draft_plans(session, queries, FixedPriors(), settings, NOW)
+    drafts = draft_plans(session, queries, FixedPriors(), settings, NOW)
     planning.fund_window(session, drafts, NOW)
     session.expire_all()

@@ -15,6 +15,7 @@ from models.tables import Alert, Attempt, QueryRow, SampleRow, Wave, Worker
 from scheduler import engines, planning
 from scheduler.audit import discrepancies
 from scheduler.core.fairness import DeficitRoundRobin
+from scheduler.drafts import draft_plans
 from scheduler.prediction import FixedPriors
 from scheduler.processes import wait_until
 from scheduler.settings import Settings
@@ -69,7 +70,7 @@ def running(url: str, **engine: float) -> Iterator[Runtime]:
 
 
 def planned(session: Session, rows: list[QueryRow]) -> list[int]:
-    drafts = planning.draft_plans(session, rows, FixedPriors(), Settings(), utc_now())
+    drafts = draft_plans(session, rows, FixedPriors(), Settings(), utc_now())
     return planning.fund_window(session, drafts, utc_now())
 
 
