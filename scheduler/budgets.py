@@ -12,7 +12,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.tables import Batch
-from scheduler.choices import Curves, curves_of, plain_arms, prompt_nanousd, sample_nanousd
+from scheduler.choices import Curves, curves_of, pick_at, plain_arms, prompt_nanousd, sample_nanousd
 from scheduler.core.allocation import NOTHING, Reason, allocate, choices_at, reasons
 from scheduler.core.beliefs import Floats
 from scheduler.core.pacing import paced
@@ -112,17 +112,21 @@ def _cost_at(gains: Floats, costs: Floats, price: float) -> float:
 
 def budgeted(draft: Draft, curves: Curves, price: float, *, may_abandon: bool) -> Draft:
     """The draft with its samples at a price: all it may have at 0, and nothing only where that is allowed."""
-    arm, because = max(1, draft.plan.samples_max) - 1, None
+    [arm], because = plain_arms([draft]), None
     if draft.policy == ALLOTTED and price > 0:
         arm = _arm_at(curves, price)
-        if may_abandon and not draft.drawn and _arm_at(curves, price * ABANDON_BELOW) == NOTHING:
+        if may_abandon and not draft.is_begun and _arm_at(curves, price * ABANDON_BELOW) == NOTHING:
             because = _reason(curves, price)
-        arm = max(arm, min(draft.drawn, draft.plan.samples_max) - 1, 0)  # what is paid for is looked at in any case
+        paid = 0 if draft.others else min(draft.drawn, draft.plan.samples_max)
+        arm = max(arm, paid - 1, 0)  # what is paid for is looked at in any case
     elif draft.policy != ALLOTTED:
         price = 0.0
+    pick = pick_at(draft, arm)
+    draft = replace(pick.draft, policy=draft.policy, propensity=draft.propensity, others=())
     plan = replace(
         draft.plan,
-        samples_max=arm + 1 if draft.policy == ALLOTTED and price > 0 else draft.plan.samples_max,
+        samples_max=pick.samples_max,
+        escalates=pick.escalates,
         price=price,
         alpha=draft.prediction.alpha,
         beta=draft.prediction.beta,
@@ -146,7 +150,8 @@ def _arm_at(curves: Curves, price: float) -> int:
 
 def with_policy(draft: Draft, explore_share: float) -> Draft:
     """Who decides on this query's budget: its own request, the lot, or the price; and with which chance."""
-    if not draft.is_auto or draft.plan.arm.kind not in ADAPTIVE or draft.plan.samples_max < 2:
+    adapts = draft.plan.arm.kind in ADAPTIVE and draft.plan.samples_max > 1
+    if not draft.is_auto or not (adapts or draft.others):
         return replace(draft, policy=FIXED, propensity=1.0)
     if lot(draft.query.id) < explore_share:
         return replace(draft, policy=EXPLORE, propensity=explore_share)

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import accumulate
 from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.tables import LlmRow, QueryRow
+from scheduler.arms import NOT_YET, Asked, asked_so_far, models_of, open_models
 from scheduler.core.pricing import Price
 from scheduler.core.strategies.named import draws_all, is_vote
-from scheduler.ledger import price_at
+from scheduler.ledger import price_at, tightest_cap
 from scheduler.prediction import Predictor
 from scheduler.settings import Settings
 from scheduler.tokens import TEMPLATE_TOKENS, estimate_prompt
 from scheduler.types import Arm, Plan, Prediction, Query, Verdict, VerifierSpec
+
+UNKNOWN = Prediction(alpha=1.0, beta=1.0, tokens_p50=1, tokens_p90=1, version="")
+"""Before a query is predicted, together with others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Draft:
     """A plan before it is written, with what it was drawn from, and what it is expected to gain and to cost.
 
-    `drawn` samples were paid for by earlier attempts. `policy` says who decided on its budget (see
-    `scheduler.budgets`), with what chance.
+    `drawn` samples of its model were paid for by earlier attempts. `policy` says who decided on its budget (see
+    `scheduler.budgets`), with what chance. `others` are the same query's drafts under the other models that may be
+    asked.
     """
 
     query: Query
@@ -44,6 +50,17 @@ class Draft:
     parked_because: str | None = None
     abandoned_because: str | None = None
     need_nanousd: int = 0
+    others: tuple[Draft, ...] = ()
+
+    @property
+    def variants(self) -> tuple[Draft, ...]:
+        """The query's drafts under each model that may be asked, this one first."""
+        return replace(self, others=()), *self.others
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether any model has drawn samples that are paid for."""
+        return any(variant.drawn for variant in self.variants)
 
 
 def choose_strategy(
@@ -66,35 +83,68 @@ def choose_strategy(
 def draft_plans(
     session: Session, rows: Sequence[QueryRow], predictor: Predictor, settings: Settings, now: datetime
 ) -> list[Draft]:
-    """A plan for each query; those whose smallest wave their tenant's caps cannot pay are marked to be parked."""
+    """A plan for each query, with what every model that may still be asked could be given."""
     llms = {llm.name: llm for llm in session.scalars(select(LlmRow))}
-    queries = [as_query(row, llms.get(str(row.model))) for row in rows]
-    arms = [
-        Arm(
-            model=query.model,
-            strategy=choose_strategy(row.strategy, query.verifier, row.samples_max, query.temperature),
-        )
-        for row, query in zip(rows, queries, strict=True)
+    asked = asked_so_far(session, rows)
+    models = [open_models(row, asked[row.id]) if row.models_json else models_of(row) for row in rows]
+    prices = {model: price_at(session, model, now) for model in {model for some in models for model in some}}
+    drafts = [
+        draft_for(row, llms.get(model), model, prices[model], settings, asked.get(row.id))
+        for row, some in zip(rows, models, strict=True)
+        for model in some
     ]
-    predictions = predictor.predict(queries, arms)
-    prices = {model: price_at(session, model, now) for model in {query.model for query in queries}}
-    drafts = []
-    for row, query, arm, prediction in zip(rows, queries, arms, predictions, strict=True):
-        plan = allot(row, query, arm, llms.get(query.model), settings)
-        drafts.append(
-            Draft(
-                query=query,
-                tenant_id=row.tenant_id,
-                batch_id=row.batch_id,
-                is_auto=row.strategy == "auto",
-                drawn=row.samples_drawn,
-                plan=plan,
-                prediction=prediction,
-                price=prices[query.model],
-                need_nanousd=smallest_wave_nanousd(plan, query.prompt_tokens_max, prediction, prices[query.model]),
-            )
+    drafts = with_beliefs(drafts, predictor)
+    return [_together(session, group, now) for group in _split(drafts, [len(some) for some in models])]
+
+
+def draft_for(
+    row: QueryRow,
+    llm: LlmRow | None,
+    model: str,
+    price: Price,
+    settings: Settings,
+    asked: Mapping[str, Asked] | None = None,
+) -> Draft:
+    """What a query could be given if `model` were asked, of which it has drawn what `asked` says."""
+    query = as_query(row, llm, model)
+    strategy = choose_strategy(row.strategy, query.verifier, row.samples_max, query.temperature)
+    return Draft(
+        query=query,
+        tenant_id=row.tenant_id,
+        batch_id=row.batch_id,
+        is_auto=row.strategy == "auto",
+        drawn=row.samples_drawn if asked is None else asked.get(model, NOT_YET).samples,
+        plan=allot(row, query, Arm(model=model, strategy=strategy), llm, settings),
+        prediction=UNKNOWN,
+        price=price,
+    )
+
+
+def with_beliefs(drafts: Sequence[Draft], predictor: Predictor) -> list[Draft]:
+    """The drafts with what is believed of each, and what its smallest wave needs."""
+    told = predictor.predict([draft.query for draft in drafts], [draft.plan.arm for draft in drafts])
+    return [
+        replace(
+            draft,
+            prediction=prediction,
+            need_nanousd=smallest_wave_nanousd(draft.plan, draft.query.prompt_tokens_max, prediction, draft.price),
         )
-    return drafts
+        for draft, prediction in zip(drafts, told, strict=True)
+    ]
+
+
+def _split(drafts: Sequence[Draft], counts: Sequence[int]) -> list[Sequence[Draft]]:
+    ends = list(accumulate(counts))
+    return [drafts[end - count : end] for count, end in zip(counts, ends, strict=True)]
+
+
+def _together(session: Session, variants: Sequence[Draft], now: datetime) -> Draft:
+    """One draft of those of a query. Where its caps can pay some models and not others, only the former are asked."""
+    if len(variants) > 1:
+        caps = [tightest_cap(session, draft.tenant_id, draft.query.model, now) for draft in variants]
+        payable = [d for d, cap in zip(variants, caps, strict=True) if cap is None or cap[0] >= d.need_nanousd]
+        variants = payable or variants[:1]
+    return replace(variants[0], others=tuple(variants[1:]))
 
 
 def allot(row: QueryRow | Any, query: Query, arm: Arm, llm: LlmRow | Any | None, settings: Settings) -> Plan:
@@ -134,14 +184,22 @@ def tokens_floor(plan: Plan, prediction: Prediction) -> int:
     return min(plan.tokens_max, prediction.tokens_p90)
 
 
-def as_query(row: QueryRow | Any, llm: LlmRow | Any | None) -> Query:
-    """A query row as the value that predictors and strategies see. Prompt tokens are counted where not yet known."""
+def as_query(row: QueryRow | Any, llm: LlmRow | Any | None, model: str | None = None) -> Query:
+    """A query row as the value that predictors and strategies see, as one that `model` is asked (else the row's own).
+
+    Prompt tokens are counted where not yet known.
+    """
     body: Mapping[str, Any] = json.loads(row.body_json or "{}")
     messages = tuple(body.get("messages", ()))
-    prompt = estimate_prompt(llm, messages, body.get("tools") or (), known=row.prompt_tokens_estimated)
+    prompt = estimate_prompt(
+        llm,
+        messages,
+        body.get("tools") or (),
+        known=row.prompt_tokens_estimated if model in {None, row.model} else None,
+    )
     return Query(
         id=row.id,
-        model=str(row.model),
+        model=model or str(row.model),
         messages=messages,
         prompt_tokens=prompt.tokens,
         prompt_tokens_max=prompt.tokens_max,

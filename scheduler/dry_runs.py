@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -11,10 +11,11 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.tables import LlmRow, QueryRow, Tenant
-from scheduler.choices import curves_of, plain_arms, prompt_nanousd, sample_nanousd
+from scheduler.arms import models_of
+from scheduler.choices import curves_of, plain_arms
 from scheduler.core.evidence import Ints
 from scheduler.core.pricing import Price
-from scheduler.drafts import Draft, allot, as_query, choose_strategy, is_drawn_at_once, is_voted
+from scheduler.drafts import Draft, draft_for, is_drawn_at_once, with_beliefs
 from scheduler.errors import InvalidRequest, TooLarge
 from scheduler.forecast import Prospects, Reach, reaches
 from scheduler.intake import REASONS_MAX
@@ -26,13 +27,10 @@ from scheduler.peers import share_out
 from scheduler.prediction import Predictor
 from scheduler.requests import Defaults, ParsedQuery, Rejection, batch_options
 from scheduler.settings import Settings
-from scheduler.types import Arm, Prediction
 
 AT_ONCE = 1000
 """Lines that are predicted together."""
 COSTS = ("low", "expected", "worst")
-UNKNOWN = Prediction(alpha=1.0, beta=1.0, tokens_p50=1, tokens_p90=1, version="")
-"""Before a line is predicted, together with others."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,8 +82,10 @@ def dry_run(
                 bad.append(parsed)
             continue
         runnable += 1
-        price = prices.get(parsed.model) or prices.setdefault(parsed.model, price_at(session, parsed.model, now))
-        asked.append(draft_of(parsed, tenant_id, llms[parsed.model], price, settings))
+        for model in parsed.models or (parsed.model,):
+            if model not in prices:
+                prices[model] = price_at(session, model, now)
+        asked.append(draft_of(parsed, tenant_id, llms, prices, settings))
         if len(asked) == AT_ONCE:
             costs += weigh(asked, predictor, prospects)
             asked.clear()
@@ -103,44 +103,47 @@ def dry_run(
     )
 
 
-def draft_of(parsed: ParsedQuery, tenant_id: str, llm: LlmRow, price: Price, settings: Settings) -> Draft:
+def draft_of(
+    parsed: ParsedQuery, tenant_id: str, llms: Mapping[str, LlmRow], prices: Mapping[str, Price], settings: Settings
+) -> Draft:
     """The plan of a query that is not yet a row, where money is not scarce; what is believed of it comes later."""
-    row = QueryRow(id=0, line=parsed.line, tenant_id=tenant_id, **queued_columns(parsed))
-    query = as_query(row, llm)
-    strategy = choose_strategy(parsed.strategy, query.verifier, parsed.samples_max, query.temperature)
-    plan = allot(row, query, Arm(model=parsed.model, strategy=strategy), llm, settings)
-    return Draft(query=query, tenant_id=tenant_id, batch_id="", plan=plan, prediction=UNKNOWN, price=price)
+    row = QueryRow(id=0, batch_id="", line=parsed.line, tenant_id=tenant_id, samples_drawn=0, **queued_columns(parsed))
+    first, *others = [draft_for(row, llms[model], model, prices[model], settings) for model in models_of(row)]
+    return replace(first, others=tuple(others))
 
 
 def weigh(drafts: Sequence[Draft], predictor: Predictor, prospects: Prospects) -> Ints:
     """The sums of low, expected and worst nano-dollars (COSTS); what the lines promise joins `prospects`.
 
     Low is one sample of median length (all of them where they are drawn at once); expected what the plan's strategy
-    draws by what is believed of the query; worst every sample in a wave of its own at full length. A line's own limit
-    bounds each.
+    draws by what is believed of the query; worst every sample in a wave of its own at full length. Of the models that
+    may answer a line, low takes the cheapest and worst the dearest. A line's own limit bounds each.
     """
     if not drafts:
         return np.zeros(len(COSTS), np.int64)
-    told = predictor.predict([draft.query for draft in drafts], [draft.plan.arm for draft in drafts])
-    believed = [replace(draft, prediction=one) for draft, one in zip(drafts, told, strict=True)]
-    believed = share_out(believed, predictor.past if isinstance(predictor, Remembers) else _nothing)
-    costs = curves_of(believed).costs[np.arange(len(believed)), plain_arms(believed)]
+    drafts = share_out(
+        with_beliefs(drafts, predictor), predictor.past if isinstance(predictor, Remembers) else _nothing
+    )
+    curves = curves_of(drafts)
+    prospects.add(curves, exact=any(draft.others for draft in drafts))
     sums = np.zeros(len(COSTS), np.int64)
-    for draft, expected in zip(believed, costs, strict=True):
-        plan, query, price = draft.plan, draft.query, draft.price
-        least = plan.samples_max if is_drawn_at_once(query, plan) else 1
-        low = price.most_nanousd(query.prompt_tokens, least, min(plan.tokens_max, draft.prediction.tokens_p50))
-        worst = price.most_nanousd(query.prompt_tokens_max, 1, plan.tokens_max) * plan.samples_max
-        bound = worst if plan.ceiling_nanousd is None else min(worst, plan.ceiling_nanousd)
+    for draft, expected in zip(drafts, curves.costs[np.arange(len(drafts)), plain_arms(drafts)], strict=True):
+        low = min(_least_nanousd(variant) for variant in draft.variants)
+        worst = max(_most_nanousd(variant) for variant in draft.variants)
+        bound = worst if draft.plan.ceiling_nanousd is None else min(worst, draft.plan.ceiling_nanousd)
         sums += np.minimum((low, max(low, round(expected)), worst), bound)
-        prospects.add(
-            draft.prediction,
-            prompt_nanousd=prompt_nanousd(draft),
-            sample_nanousd=sample_nanousd(draft),
-            samples_max=plan.samples_max,
-            is_voted=is_voted(query, plan),
-        )
     return sums
+
+
+def _least_nanousd(draft: Draft) -> int:
+    samples = draft.plan.samples_max if is_drawn_at_once(draft.query, draft.plan) else 1
+    tokens = min(draft.plan.tokens_max, draft.prediction.tokens_p50)
+    return draft.price.most_nanousd(draft.query.prompt_tokens, samples, tokens)
+
+
+def _most_nanousd(draft: Draft) -> int:
+    wave = draft.price.most_nanousd(draft.query.prompt_tokens_max, 1, draft.plan.tokens_max)
+    return wave * draft.plan.samples_max
 
 
 def _nothing(_model: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from models.tables import PlanRow, QueryRow, SampleRow
+from models.tables import PlanRow, QueryRow, SampleRow, Wave
 from scheduler.core.strategies.named import draws_all, is_vote, kind_of
 from scheduler.drafts import as_query
 from scheduler.learning import Drawn, Example
@@ -24,7 +24,10 @@ HELD_OUT_SHARE = 0.3
 
 
 def read_examples(session: Session, limit: int = EXAMPLES_MAX) -> list[Example]:
-    """The newest settled queries of which at least one sample is known to be right or wrong, oldest first."""
+    """The newest settled queries of which at least one sample is known to be right or wrong, oldest first.
+
+    One that several models were asked is an example for each of them.
+    """
     settled = QueryRow.state.in_(sorted(QUERY_FINAL)), QueryRow.samples_drawn > 0, QueryRow.model.is_not(None)
     ids = session.scalars(select(QueryRow.id).where(*settled).order_by(QueryRow.id.desc()).limit(limit)).all()
     found: list[Example] = []
@@ -59,8 +62,10 @@ def _by_label(sample: Any, chosen: Any, *, label: bool) -> bool | None:
 
 def _examples(session: Session, ids: Sequence[int]) -> list[Example]:
     rows = session.scalars(select(QueryRow).where(QueryRow.id.in_(ids))).all()
-    latest = select(func.max(PlanRow.id)).where(PlanRow.query_id.in_(ids)).group_by(PlanRow.query_id)
-    plans = {plan.query_id: plan for plan in session.scalars(select(PlanRow).where(PlanRow.id.in_(latest)))}
+    latest = select(func.max(PlanRow.id)).where(PlanRow.query_id.in_(ids)).group_by(PlanRow.query_id, PlanRow.model)
+    plans = {
+        (plan.query_id, plan.model): plan for plan in session.scalars(select(PlanRow).where(PlanRow.id.in_(latest)))
+    }
     samples: dict[int, list[Any]] = defaultdict(list)
     columns = (
         SampleRow.id,
@@ -70,21 +75,25 @@ def _examples(session: Session, ids: Sequence[int]) -> list[Example]:
         SampleRow.tokens,
         SampleRow.logprob_mean,
         SampleRow.finish_reason,
+        Wave.model,
     )
-    wanted = select(*columns).where(SampleRow.query_id.in_(ids), SampleRow.finish_reason.in_(USABLE))
+    wanted = select(*columns).join(Wave, Wave.id == SampleRow.wave_id)
+    wanted = wanted.where(SampleRow.query_id.in_(ids), SampleRow.finish_reason.in_(USABLE))
     for sample in session.execute(wanted.order_by(SampleRow.id)):
         samples[sample.query_id].append(sample)
     found = []
     for row in rows:
-        found_right = verdicts(row, samples[row.id])
-        plan = plans.get(row.id)
-        if plan is not None and any(right is not None for right in found_right):
-            found.append(_example(row, plan, samples[row.id], found_right))
+        found_right = list(zip(samples[row.id], verdicts(row, samples[row.id]), strict=True))
+        for model in dict.fromkeys(sample.model for sample in samples[row.id]):
+            drawn = [(sample, right) for sample, right in found_right if sample.model == model]
+            plan = plans.get((row.id, model))
+            if plan is not None and any(right is not None for _, right in drawn):
+                found.append(_example(row, plan, drawn))
     return found
 
 
-def _example(row: QueryRow, plan: PlanRow, samples: Sequence[Any], found_right: Sequence[bool | None]) -> Example:
-    query = as_query(row, None)
+def _example(row: QueryRow, plan: PlanRow, drawn: Sequence[tuple[Any, bool | None]]) -> Example:
+    query = as_query(row, None, plan.model)
     can_judge = query.verifier is not None and query.verifier.can_judge
     kind = kind_of(plan.strategy)
     return Example(
@@ -98,7 +107,7 @@ def _example(row: QueryRow, plan: PlanRow, samples: Sequence[Any], found_right: 
                 logprob_mean=sample.logprob_mean,
                 truncated=sample.finish_reason == "length",
             )
-            for sample, right in zip(samples, found_right, strict=True)
+            for sample, right in drawn
         ),
         believed=Prediction(
             alpha=plan.alpha,

@@ -176,7 +176,7 @@ class Drive:
         samples = await asyncio.to_thread(_labelled, generation.samples, spec)
         latency_s = asyncio.get_running_loop().time() - begun
         row_ids = await asyncio.shield(self._settle(hold.wave_id, generation, samples, latency_s))
-        kept = [KeptSample(row_id=r, sample=s) for r, s in zip(row_ids, samples, strict=True)]
+        kept = [KeptSample(row_id=r, sample=s, model=funded.model) for r, s in zip(row_ids, samples, strict=True)]
         return [k for k in kept if k.sample.finish_reason in USABLE]
 
     async def _settle(
@@ -207,8 +207,13 @@ class Drive:
         )
 
     async def _finish(self, outcome: Outcome) -> None:
-        """Write the outcome that the strategy returned, as what it is."""
+        """Write the outcome that the strategy returned, as what it is, or hand the query on to another model."""
+        if self._is_in_vain(outcome):
+            await self._end(settlement.handed_on(self.work.funded))
+            return
         row_id = next((kept.row_id for kept in self._taken if kept.sample is outcome.chosen), None)
+        if outcome.chosen is None and self.work.earlier:
+            outcome, row_id = best_of(self.work.query, self.work.plan, self.work.earlier)
         state = QueryState.ANSWERED
         if self._refused is not None:
             outcome = replace(outcome, because=f"{self._refused.attributes['scope']} limit reached")
@@ -221,6 +226,16 @@ class Drive:
             outcome = replace(outcome, because="engine failed; best so far")
         await self._end(settlement.answered(self.work.funded, state, outcome, row_id))
 
+    def _is_in_vain(self, outcome: Outcome) -> bool:
+        """Whether this model has drawn what it may without an accepted answer, and another is to be asked.
+
+        One that drew nothing would be asked again and again.
+        """
+        has_bought = len(self._taken) > len(self.work.kept)
+        is_accepted = outcome.chosen is not None and outcome.chosen.correct is True
+        broke_off = self._refused is not None or self._failure is not None
+        return self.work.plan.escalates and has_bought and not is_accepted and not broke_off
+
     async def _end(self, ending: settlement.Ending) -> None:
         await self.transact.together(settlement.end_all, ending, key=ending.funded.tenant_id)
 
@@ -231,7 +246,8 @@ class Drive:
         if self.flags.stopping and not self.flags.cancelled:
             end = settlement.given_back(self.work.funded)
         else:
-            outcome, row_id = best_of(self.work.query, self.work.plan, (*self._taken, *self._bank))
+            kept = (*self.work.earlier, *self._taken, *self._bank)
+            outcome, row_id = best_of(self.work.query, self.work.plan, kept)
             end = settlement.called_off(self.work.funded, outcome, row_id)
         try:
             await self._end(end)
@@ -253,7 +269,8 @@ class Drive:
 
 
 def best_of(query: Query, plan: Plan, kept: Sequence[KeptSample]) -> tuple[Outcome, int | None]:
-    """What the query's strategy makes of the samples that are there, without any more, and the chosen one's row."""
+    """What the query's strategy makes of all samples that are there, without any more, and the chosen one's row."""
+    plan = replace(plan, samples_max=max(plan.samples_max, len(kept)), price=0.0)  # they are paid for
     steps = STRATEGIES[plan.arm.kind](query, plan)
     bank = list(kept)
     try:

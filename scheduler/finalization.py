@@ -13,7 +13,7 @@ import msgspec
 from sqlalchemy import and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from models.tables import Batch, File, PlanRow, QueryRow, SampleRow
+from models.tables import Batch, File, PlanRow, QueryRow, SampleRow, Wave
 from scheduler.core.pricing import format_usd
 from scheduler.states import QUERY_FINAL, QUERY_OPEN, BatchState, QueryState
 from scheduler.unread import is_called_off_unread
@@ -39,10 +39,11 @@ _REASONS = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Answer:
-    """A query with what belongs to its outcome."""
+    """A query with what belongs to its outcome; `model` is the one that gave the answer."""
 
     query: QueryRow
     sample: SampleRow | None
+    model: str | None
     plan: PlanRow | None
 
 
@@ -124,14 +125,16 @@ def _finished_at(query: QueryRow) -> datetime:
 def _with_outcomes(session: Session, queries: Sequence[QueryRow]) -> list[Answer]:
     """The queries with their chosen samples and their last plans, in two statements however many they are."""
     chosen = [query.chosen_sample_id for query in queries if query.chosen_sample_id is not None]
-    samples = {row.id: row for row in session.scalars(select(SampleRow).where(SampleRow.id.in_(chosen)))}
+    found = select(SampleRow, Wave.model).join(Wave, Wave.id == SampleRow.wave_id).where(SampleRow.id.in_(chosen))
+    samples = {row.id: (row, model) for row, model in session.execute(found)}
     ids = [query.id for query in queries]
     last_plans = select(func.max(PlanRow.id)).where(PlanRow.query_id.in_(ids)).group_by(PlanRow.query_id)
     plans = {row.query_id: row for row in session.scalars(select(PlanRow).where(PlanRow.id.in_(last_plans)))}
-    return [
-        Answer(query=query, sample=samples.get(query.chosen_sample_id or 0), plan=plans.get(query.id))
-        for query in queries
-    ]
+    answers = []
+    for query in queries:
+        sample, model = samples.get(query.chosen_sample_id or 0, (None, query.model))
+        answers.append(Answer(query=query, sample=sample, model=model, plan=plans.get(query.id)))
+    return answers
 
 
 def _output_lines(session: Session, queries: Sequence[QueryRow]) -> list[dict[str, Any]]:
@@ -159,7 +162,7 @@ def _completion(answer: Answer) -> dict[str, Any]:
         "id": f"chatcmpl-{_digest(query)}",
         "object": "chat.completion",
         "created": int(_finished_at(query).timestamp()),
-        "model": query.model,
+        "model": answer.model,
         "choices": [
             {
                 "index": 0,

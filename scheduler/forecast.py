@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from scheduler.choices import Curves, widened
 from scheduler.core.allocation import NOTHING, allocate, in_words
-from scheduler.core.arm_curves import arm_curves
 from scheduler.core.beliefs import Floats
 from scheduler.core.pricing import NANOUSD_PER_USD
-from scheduler.types import Prediction
 
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 """Samples that are weighed against each other; what lies between them changes a forecast by less than it errs."""
@@ -30,33 +29,34 @@ class Reach:
 
 @dataclass(slots=True)
 class Prospects:
-    """The queries of a batch, as far as a forecast needs them."""
+    """The queries of a batch, as far as a forecast needs them: a block of choices for each part of it."""
 
-    alpha: list[float] = field(default_factory=list)
-    beta: list[float] = field(default_factory=list)
-    prompt_nanousd: list[float] = field(default_factory=list)
-    sample_nanousd: list[float] = field(default_factory=list)
-    samples_max: list[int] = field(default_factory=list)
-    is_voted: list[bool] = field(default_factory=list)
+    _blocks: list[Curves] = field(default_factory=list)
 
-    def add(
-        self, prediction: Prediction, *, prompt_nanousd: float, sample_nanousd: float, samples_max: int, is_voted: bool
-    ) -> None:
-        """One more query."""
-        self.alpha.append(prediction.alpha)
-        self.beta.append(prediction.beta)
-        self.prompt_nanousd.append(float(prompt_nanousd))
-        self.sample_nanousd.append(float(sample_nanousd))
-        self.samples_max.append(samples_max)
-        self.is_voted.append(is_voted)
+    def add(self, curves: Curves, *, exact: bool = False) -> None:
+        """More queries; of their choices only COUNTS and the last are kept, where those are numbers of samples."""
+        most = curves.gains.shape[1]
+        counts = range(1, most + 1) if exact else sorted({*(n for n in COUNTS if n < most), most})
+        columns = np.array(counts) - 1
+        self._blocks.append(Curves(gains=curves.gains[:, columns], costs=curves.costs[:, columns]))
+
+    def together(self) -> Curves | None:
+        """The choices of all of them; None of none."""
+        if not self._blocks:
+            return None
+        width = max(block.gains.shape[1] for block in self._blocks)
+        return Curves(
+            gains=np.concatenate([widened(block.gains, width) for block in self._blocks]),
+            costs=np.concatenate([widened(block.costs, width) for block in self._blocks]),
+        )
 
 
 def reaches(prospects: Prospects, budgets_nanousd: Sequence[int]) -> tuple[Reach, ...]:
     """What each amount is expected to bring, spent where it helps most."""
-    if not prospects.alpha:
+    curves = prospects.together()
+    if curves is None:
         return tuple(Reach(budget_nanousd=b, right=0.0, used_nanousd=0, abandoned=0, price="") for b in budgets_nanousd)
-    gains, costs = _arms(prospects)
-    return tuple(_reach(gains, costs, budget) for budget in budgets_nanousd)
+    return tuple(_reach(curves.gains, curves.costs, budget) for budget in budgets_nanousd)
 
 
 def _reach(gains: Floats, costs: Floats, budget_nanousd: int) -> Reach:
@@ -68,15 +68,3 @@ def _reach(gains: Floats, costs: Floats, budget_nanousd: int) -> Reach:
         abandoned=int((found.arms == NOTHING).sum()),
         price=in_words(found.price * NANOUSD_PER_USD),
     )
-
-
-def _arms(prospects: Prospects) -> tuple[Floats, Floats]:
-    """(Q, A) the chance of a right answer and the expected cost of each number of samples."""
-    alpha, beta = np.array(prospects.alpha), np.array(prospects.beta)
-    prompt, sample = np.array(prospects.prompt_nanousd), np.array(prospects.sample_nanousd)
-    limits, voted = np.array(prospects.samples_max), np.array(prospects.is_voted)
-    counts = [n for n in COUNTS if n <= limits.max()] + ([int(limits.max())] if limits.max() not in COUNTS else [])
-    most = max(counts)
-    gains, costs = arm_curves(alpha, beta, prompt, sample, voted=voted, samples_max=most)
-    allowed = np.array(counts) <= limits[:, None]
-    return np.where(allowed, gains[:, counts], 0.0), np.ascontiguousarray(costs[:, counts])

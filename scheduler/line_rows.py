@@ -110,6 +110,7 @@ def queued_columns(parsed: ParsedQuery) -> dict[str, Any]:
         "task": parsed.task,
         "priority": parsed.priority,
         "limit_nanousd": parsed.limit_nanousd,
+        "models_json": json.dumps(parsed.models) if parsed.models else None,
     }
 
 
@@ -129,6 +130,7 @@ def _failed(rejection: Rejection, now: datetime) -> dict[str, Any]:
         "task": None,
         "priority": 0,
         "limit_nanousd": None,
+        "models_json": None,
     }
 
 

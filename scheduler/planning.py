@@ -65,6 +65,7 @@ def fund_window(session: Session, drafts: Sequence[Draft], now: datetime) -> lis
                 state=QueryState.PARKED,
                 parked_because=draft.parked_because,
                 parked_need_nanousd=draft.need_nanousd,
+                model=draft.query.model,
                 prompt_tokens_estimated=draft.query.prompt_tokens,
             )
         )
@@ -79,7 +80,8 @@ def fund_window(session: Session, drafts: Sequence[Draft], now: datetime) -> lis
     if not funded:
         return []
     session.execute(
-        update(QueryRow), [{"id": d.query.id, "prompt_tokens_estimated": d.query.prompt_tokens} for d in funded]
+        update(QueryRow),
+        [{"id": d.query.id, "model": d.query.model, "prompt_tokens_estimated": d.query.prompt_tokens} for d in funded],
     )
     plan_ids = session.scalars(
         insert(PlanRow).returning(PlanRow.id, sort_by_parameter_order=True), [_plan_row(d, now) for d in funded]
@@ -204,6 +206,7 @@ def _plan_row(draft: Draft, now: datetime) -> dict[str, Any]:
         "prompt_nanousd": draft.plan.prompt_nanousd,
         "sample_nanousd": draft.plan.sample_nanousd,
         "tokens_mean": draft.prediction.tokens_mean,
+        "escalates": draft.plan.escalates,
         "gain": draft.gain,
         "cost_nanousd": draft.cost_nanousd,
         "created_at": now,

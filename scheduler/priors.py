@@ -11,7 +11,7 @@ import numpy as np
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
-from models.tables import QueryRow, SampleRow
+from models.tables import QueryRow, SampleRow, Wave
 from scheduler.core.priors import UNIFORM, BetaPrior, fit_beta
 from scheduler.prediction import FIXED_TOKENS_P50, FIXED_TOKENS_P90
 from scheduler.states import USABLE
@@ -106,11 +106,12 @@ class PlainPriors:
                 SampleRow.query_id,
                 SampleRow.tokens,
                 SampleRow.correct,
-                QueryRow.model,
+                Wave.model,
                 QueryRow.task,
                 QueryRow.tenant_id,
             )
             .join(QueryRow, QueryRow.id == SampleRow.query_id)
+            .join(Wave, Wave.id == SampleRow.wave_id)
             .where(SampleRow.id > self._last_sample_id, SampleRow.finish_reason.in_(USABLE))
             .order_by(SampleRow.id)
             .limit(SAMPLES_AT_ONCE)

@@ -30,6 +30,7 @@ TAG_MAX = 128
 REFERENCE_MAX = 65_536
 SAMPLES_MAX = 1024
 PRIORITY_MAX = 100
+MODELS_MAX = 16
 SHOWN_MAX = 64
 """Characters of a wrong value that an error message repeats."""
 
@@ -45,6 +46,7 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reference: Annotated[str, Meta(max_length=REFERENCE_MAX)] | None = None
     task: Annotated[str, Meta(max_length=TAG_MAX)] | None = None
     priority: Annotated[int, Meta(ge=-PRIORITY_MAX, le=PRIORITY_MAX)] | None = None
+    models: Annotated[list[str], Meta(min_length=1, max_length=MODELS_MAX)] | str | None = None
 
 
 class Body(ChatBody):
@@ -94,7 +96,10 @@ class Defaults:
 
 @dataclass(kw_only=True, slots=True)
 class ParsedQuery:
-    """A request that can be run. `body_json` is what the model server gets, without what is allotd's own."""
+    """A request that can be run. `body_json` is what the model server gets, without what is allotd's own.
+
+    `models` are all that may answer it, where there are several.
+    """
 
     line: int
     custom_id: str | None
@@ -108,6 +113,7 @@ class ParsedQuery:
     task: str | None
     priority: int
     limit_nanousd: int | None
+    models: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -247,13 +253,16 @@ def _parsed(
     """The query that a body of the right types asks for. Raises _Refused where it cannot be run."""
     if (fault := fault_of(checked, where)) is not None:
         raise _Refused(fault.code, fault.param, fault.problem)
-    llm = _check_model(checked.model, limits, where)
+    llm = _check_model(checked.model, limits, f"{where}model")
     tokens_max = _check_tokens_max(checked, llm, where)
     cost_max_usd = checked.allotd.cost_max_usd if checked.allotd is not None else None
     options = _check_options(checked.allotd, defaults, limits, llm, f"{where}allotd.")
     kept = _for_the_server(body, tokens_max)
     body_json = msgspec.json.encode(kept)
-    _check_length(body, len(body_json), checked.model, llm, where)
+    models = _models(checked.model, options, f"{where}allotd.models")
+    for model in models or (checked.model,):
+        known = _check_model(model, limits, f"{where}allotd.models")
+        _check_length(body, len(body_json), model, known, where)
     return ParsedQuery(
         line=line,
         custom_id=custom_id,
@@ -267,21 +276,31 @@ def _parsed(
         task=options.task,
         priority=options.priority or 0,
         limit_nanousd=None if cost_max_usd is None else _limit_nanousd(cost_max_usd, f"{where}allotd."),
+        models=models,
     )
 
 
-def _check_model(model: str, limits: Limits, where: str) -> KnownLlm:
+def _models(model: str, options: Options, param: str) -> tuple[str, ...]:
+    """All models that may answer, that of the body first; none where it is the only one."""
+    named = options.models or []
+    named = [name.strip() for name in named.split(",")] if isinstance(named, str) else named
+    models = tuple(dict.fromkeys([model, *named]))
+    if len(models) > 1 and (options.strategy or "auto") != "auto":
+        problem = f"{param} needs the strategy auto, which chooses among them, not {options.strategy}; leave one out"
+        raise _Refused("invalid_value", param, problem)
+    return models if len(models) > 1 else ()
+
+
+def _check_model(model: str, limits: Limits, param: str) -> KnownLlm:
     llm = limits.llms.get(model)
     if llm is None:
         served = ", ".join(f"'{name}'" for name in sorted(limits.llms)[:5]) or "none yet"
-        raise _Refused(
-            "model_not_found", f"{where}model", f"{where}model {_quoted(model)} is not served; served: {served}"
-        )
+        raise _Refused("model_not_found", param, f"{param} {_quoted(model)} is not served; served: {served}")
     if not llm.is_priced:
         raise _Refused(
             "model_unpriced",
-            f"{where}model",
-            f"{where}model '{model}' has no price, so its cost cannot be limited; an admin sets one with "
+            param,
+            f"{param} '{model}' has no price, so its cost cannot be limited; an admin sets one with "
             f"`allotd price set {model} --prompt USD_PER_MTOK --completion USD_PER_MTOK`",
         )
     return llm
@@ -315,6 +334,7 @@ def _check_options(given: Options | None, defaults: Options, limits: Limits, llm
             reference=given.reference if given.reference is not None else defaults.reference,
             task=given.task or defaults.task,
             priority=given.priority if given.priority is not None else defaults.priority,
+            models=given.models or defaults.models,
         )
         _check_text(given, where)
     if options.strategy is not None:

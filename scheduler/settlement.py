@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import bindparam, func, select, update
 from sqlalchemy.orm import Bundle, Session
 
-from models.tables import Attempt, Batch, LlmRow, PlanRow, QueryRow, SampleRow, Worker
+from models.tables import Attempt, Batch, LlmRow, PlanRow, QueryRow, SampleRow, Wave, Worker
 from scheduler import ledger
 from scheduler.core.pricing import Price
 from scheduler.drafts import as_query
@@ -31,17 +31,22 @@ class KeptSample:
 
     row_id: int
     sample: Sample
+    model: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Work:
-    """One attempt as its worker gets it: everything that driving it needs."""
+    """One attempt as its worker gets it: everything that driving it needs.
+
+    `kept` samples are the plan's model's own; `earlier` ones are other models', all paid for by other attempts.
+    """
 
     funded: Funded
     query: Query
     plan: Plan
     prediction: Prediction
     kept: tuple[KeptSample, ...]
+    earlier: tuple[KeptSample, ...] = ()
 
 
 def claim(session: Session, attempt_ids: Sequence[int], worker_id: str, now: datetime) -> list[Work]:
@@ -85,14 +90,16 @@ def claim(session: Session, attempt_ids: Sequence[int], worker_id: str, now: dat
 
 def kept_samples(session: Session, query_ids: Sequence[int]) -> dict[int, tuple[KeptSample, ...]]:
     """Every usable sample these queries have already paid for, in the order in which they were drawn."""
-    rows = session.scalars(
-        select(SampleRow)
+    rows = session.execute(
+        select(SampleRow, Wave.model)
+        .join(Wave, Wave.id == SampleRow.wave_id)
         .where(SampleRow.query_id.in_(query_ids), SampleRow.finish_reason.in_(USABLE))
         .order_by(SampleRow.id)
     )
     kept: dict[int, tuple[KeptSample, ...]] = {}
-    for row in rows:
-        kept[row.query_id] = (*kept.get(row.query_id, ()), KeptSample(row_id=row.id, sample=as_sample(row)))
+    for row, model in rows:
+        one = KeptSample(row_id=row.id, sample=as_sample(row), model=model)
+        kept[row.query_id] = (*kept.get(row.query_id, ()), one)
     return kept
 
 
@@ -153,6 +160,11 @@ def parked(funded: Funded, refused: CapReached) -> Ending:
 
 def given_back(funded: Funded) -> Ending:
     """Unharmed, as a worker gives its queries back that is asked to stop."""
+    return Ending(funded=funded, state=QueryState.QUEUED)
+
+
+def handed_on(funded: Funded) -> Ending:
+    """Asked in vain: another model's turn comes with the next plan. The samples are kept."""
     return Ending(funded=funded, state=QueryState.QUEUED)
 
 
@@ -265,7 +277,8 @@ def _work(
             tokens_p90=plan_row.tokens_p90,
             version=plan_row.predictor_version,
         ),
-        kept=kept,
+        kept=tuple(one for one in kept if one.model == plan_row.model),
+        earlier=tuple(one for one in kept if one.model != plan_row.model),
     )
 
 
@@ -284,13 +297,14 @@ def as_plan(row: PlanRow | Any, lessons: Lessons = COUNTS_ONLY) -> Plan:
         sample_nanousd=row.sample_nanousd,
         tokens_mean=row.tokens_mean,
         lessons=lessons,
+        escalates=row.escalates,
     )
 
 
 # Only the columns that are needed, as plain tuples: the ORM would make three objects of whole rows for each attempt.
 _OF_QUERY = "id batch_id tenant_id model body_json prompt_tokens_estimated verifier reference task"
 _OF_PLAN = "query_id model strategy samples_max tokens_max ceiling_nanousd price alpha beta prompt_nanousd"
-_OF_PLAN += " sample_nanousd tokens_mean tokens_p50 tokens_p90 predictor_version"
+_OF_PLAN += " sample_nanousd tokens_mean tokens_p50 tokens_p90 predictor_version escalates"
 _CLAIMED: Any = (
     select(
         Attempt.id.label("attempt_id"),

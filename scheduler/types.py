@@ -124,7 +124,8 @@ class Plan:
     `price` is the window's shadow price: expected correct answers that one nano-dollar must buy; 0 stops nothing.
     The rest is what stopping weighs against it: `alpha` and `beta` are the belief in one sample's success,
     `prompt_nanousd` is what a wave costs beside its samples, and `sample_nanousd` what each of those is expected to.
-    `lessons` say what samples show beyond their number, beside the expected length `tokens_mean`.
+    `lessons` say what samples show beyond their number, beside the expected length `tokens_mean`. Where it `escalates`,
+    another model is asked after this one in vain.
     """
 
     query_id: int
@@ -139,6 +140,7 @@ class Plan:
     sample_nanousd: float = 0.0
     tokens_mean: float | None = None
     lessons: Lessons = COUNTS_ONLY
+    escalates: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

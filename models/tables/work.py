@@ -131,6 +131,8 @@ class QueryRow(Purse, Table):
     cached_tokens: Mapped[int] = mapped_column(default=0)
     completion_tokens: Mapped[int] = mapped_column(default=0)
     reasoning_tokens: Mapped[int] = mapped_column(default=0)
+    models_json: Mapped[str | None] = mapped_column(Text, default=None, sort_order=7)  # after the purse's columns
+    """The list of models that may answer it, `model` being that whose turn it is; NULL where it is the only one."""
 
 
 class PlanRow(Table):
@@ -169,6 +171,8 @@ class PlanRow(Table):
     """What a wave was expected to cost beside its samples."""
     tokens_mean: Mapped[float | None] = mapped_column(default=None)
     """A completion's expected length, where the predictor states one."""
+    escalates: Mapped[bool] = mapped_column(default=False, server_default=false())
+    """Whether another model is asked where this plan finds no accepted answer."""
 
 
 class Worker(Table):

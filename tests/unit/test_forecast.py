@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
+from scheduler.choices import Curves
+from scheduler.core.arm_curves import arm_curves
 from scheduler.forecast import Prospects, reaches
-from scheduler.types import Prediction
 
 
 def prospects(*queries: tuple[float, float, int, bool]) -> Prospects:
+    alpha, beta, limits, voted = (np.array(each) for each in zip(*queries, strict=True))
+    prompt, sample = np.full(len(alpha), 300.0), np.full(len(alpha), 700.0)
+    most = int(limits.max())
+    gains, costs = arm_curves(alpha, beta, prompt, sample, voted=voted, samples_max=most)
     found = Prospects()
-    for alpha, beta, samples_max, is_voted in queries:
-        prediction = Prediction(alpha=alpha, beta=beta, tokens_p50=100, tokens_p90=200, version="test")
-        found.add(prediction, prompt_nanousd=300, sample_nanousd=700, samples_max=samples_max, is_voted=is_voted)
+    found.add(Curves(gains=gains[:, 1:], costs=costs[:, 1:]))
     return found
 
 
