@@ -112,7 +112,7 @@ def _cost_at(gains: Floats, costs: Floats, price: float) -> float:
 
 def budgeted(draft: Draft, curves: Curves, price: float, *, may_abandon: bool) -> Draft:
     """The draft with its samples at a price: all it may have at 0, and nothing only where that is allowed."""
-    [arm], because = plain_arms([draft]), None
+    arm, because = int(plain_arms([draft])[0]), None
     if draft.policy == ALLOTTED and price > 0:
         arm = _arm_at(curves, price)
         if may_abandon and not draft.is_begun and _arm_at(curves, price * ABANDON_BELOW) == NOTHING:

@@ -92,23 +92,22 @@ def _cascaded(draft: Draft) -> Menu:
             alpha=variant.prediction.alpha,
             beta=variant.prediction.beta,
             cost=prompt_nanousd(variant) + sample_nanousd(variant),
+            samples_max=variant.plan.samples_max,
             failures=variant.drawn,
         )
         for variant in variants
     ]
-    left = draft.plan.samples_max - sum(drawn)
-    if left <= 0:  # all is paid for, and only to be looked at
-        begun = int(np.argmax(drawn))
-        pick = Pick(draft=variants[begun], samples_max=drawn[begun])
+    path = cascade(candidates)
+    if not path.order:  # all is paid for, and only to be looked at
+        pick = Pick(draft=variants[0], samples_max=max(1, drawn[0]))
         return Menu(picks=(pick,), gains=np.zeros(1), costs=np.zeros(1))
-    path = cascade(candidates, left)
     first = path.order[0]
     alone = sum(1 for _ in takewhile(lambda each: each == first, path.order))
     alpha, beta = beliefs(candidates, drawn)[first]
     told = _believing(variants[first], alpha, beta)
     picks = tuple(
         Pick(draft=told, samples_max=told.drawn + min(count, alone), escalates=count > alone)
-        for count in range(1, left + 1)
+        for count in range(1, len(path.order) + 1)
     )
     return Menu(picks=picks, gains=path.gains, costs=path.costs)
 

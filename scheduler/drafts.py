@@ -94,7 +94,10 @@ def draft_plans(
         for model in some
     ]
     drafts = with_beliefs(drafts, predictor)
-    return [_together(session, group, now) for group in _split(drafts, [len(some) for some in models])]
+    groups = _split(drafts, [len(some) for some in models])
+    asking = {(draft.tenant_id, draft.query.model) for group in groups if len(group) > 1 for draft in group}
+    caps = {key: tightest_cap(session, *key, now) for key in asking}
+    return [_together(group, caps) for group in groups]
 
 
 def draft_for(
@@ -138,11 +141,11 @@ def _split(drafts: Sequence[Draft], counts: Sequence[int]) -> list[Sequence[Draf
     return [drafts[end - count : end] for count, end in zip(counts, ends, strict=True)]
 
 
-def _together(session: Session, variants: Sequence[Draft], now: datetime) -> Draft:
+def _together(variants: Sequence[Draft], caps: Mapping[tuple[str, str], tuple[int, str] | None]) -> Draft:
     """One draft of those of a query. Where its caps can pay some models and not others, only the former are asked."""
     if len(variants) > 1:
-        caps = [tightest_cap(session, draft.tenant_id, draft.query.model, now) for draft in variants]
-        payable = [d for d, cap in zip(variants, caps, strict=True) if cap is None or cap[0] >= d.need_nanousd]
+        tightest = [caps[draft.tenant_id, draft.query.model] for draft in variants]
+        payable = [d for d, cap in zip(variants, tightest, strict=True) if cap is None or cap[0] >= d.need_nanousd]
         variants = payable or variants[:1]
     return replace(variants[0], others=tuple(variants[1:]))
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 import structlog
-from sqlalchemy import ColumnElement, and_, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, PlanRow, QueryRow, Wave, Worker
@@ -165,14 +165,13 @@ def _take_back_one(session: Session, attempt_id: int, query_id: int, settings: S
     ).first()
     if lost is None:
         return 0
+    died = (
+        select(func.count()).where(Attempt.query_id == query_id, Attempt.state == AttemptState.LOST).scalar_subquery()
+    )
     error = {"code": "attempts_exhausted", "message": f"{settings.attempts_max} workers died while answering this."}
     session.execute(
         update(QueryRow)
-        .where(
-            QueryRow.id == query_id,
-            QueryRow.state == QueryState.RUNNING,
-            QueryRow.attempts >= settings.attempts_max,
-        )
+        .where(QueryRow.id == query_id, QueryRow.state == QueryState.RUNNING, died >= settings.attempts_max)
         .values(state=QueryState.FAILED, finished_at=now, because="attempts_exhausted", error_json=json.dumps(error))
     )
     session.execute(

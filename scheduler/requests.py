@@ -205,6 +205,8 @@ def batch_options(metadata: Mapping[str, str]) -> tuple[Options, int | None]:
             _check_strategy(options.strategy, "metadata.")
         if options.verifier is not None:
             _check_verifier(options.verifier, options.reference, "metadata.")
+        if options.models is not None:
+            _check_choice(options.strategy, "metadata.models")
     except _Refused as refused:
         raise _as_error(refused) from None
     return options, limit
@@ -285,10 +287,16 @@ def _models(model: str, options: Options, param: str) -> tuple[str, ...]:
     named = options.models or []
     named = [name.strip() for name in named.split(",")] if isinstance(named, str) else named
     models = tuple(dict.fromkeys([model, *named]))
-    if len(models) > 1 and (options.strategy or "auto") != "auto":
-        problem = f"{param} needs the strategy auto, which chooses among them, not {options.strategy}; leave one out"
+    if len(models) == 1:
+        return ()
+    _check_choice(options.strategy, param)
+    return models
+
+
+def _check_choice(strategy: str | None, param: str) -> None:
+    if strategy not in {None, "auto"}:
+        problem = f"{param} needs the strategy auto, which chooses among them, not {strategy}; leave one of them out"
         raise _Refused("invalid_value", param, problem)
-    return models if len(models) > 1 else ()
 
 
 def _check_model(model: str, limits: Limits, param: str) -> KnownLlm:

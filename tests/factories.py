@@ -37,21 +37,27 @@ def new_sessions(url: str = "sqlite://") -> Iterator[sessionmaker[Session]]:
 def add_tenant(session: Session, name: str = "acme", **values: Any) -> Tenant:
     """A tenant, and a served model whose prompt tokens cost 1 nano-dollar each and whose completion tokens 2."""
     if session.get(LlmRow, MODEL) is None:
-        session.add(LlmRow(name=MODEL, context_tokens=4096, first_seen_at=NOW, last_seen_at=NOW))
-        session.add(
-            PriceRow(
-                model=MODEL,
-                effective_at=NOW - timedelta(days=400),
-                prompt_nanousd=1,
-                cached_nanousd=1,
-                completion_nanousd=2,
-                created_at=NOW,
-            )
-        )
+        add_llm(session, MODEL, prompt_nanousd=1, completion_nanousd=2)
     tenant = Tenant(id=f"tenant_{name}", name=name, created_at=NOW, **values)
     session.add(tenant)
     session.flush()
     return tenant
+
+
+def add_llm(session: Session, name: str, *, prompt_nanousd: int, completion_nanousd: int) -> None:
+    """Another served model with its price per token."""
+    session.add(LlmRow(name=name, context_tokens=4096, first_seen_at=NOW, last_seen_at=NOW))
+    session.add(
+        PriceRow(
+            model=name,
+            effective_at=NOW - timedelta(days=400),
+            prompt_nanousd=prompt_nanousd,
+            cached_nanousd=prompt_nanousd,
+            completion_nanousd=completion_nanousd,
+            created_at=NOW,
+        )
+    )
+    session.flush()
 
 
 def add_cap(

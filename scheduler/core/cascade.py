@@ -1,8 +1,8 @@
 """In which order several models are asked for a sample that a verifier accepts, and what that gains and costs.
 
 The next sample is always that of the model with the best chance of success per cost. Where what one model does says
-nothing of another, and chances only fall, no order gains more for the same cost (Weitzman 1979, "Optimal Search for the
-Best Alternative"). In fact models fail on the same queries, so a failure of one speaks against the others too.
+nothing of another, and chances only fall, no order gains more at any price (Weitzman 1979, "Optimal Search for the Best
+Alternative"). In fact models fail on the same queries, so a failure of one speaks against the others too.
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ gsm8k-6b-175b it is 0.4 to 1.3, the mean of all pairs 0.8, if every arm's chance
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """A model that may be asked: the belief in one sample's success, its cost, and how many samples failed already."""
+    """A model that may be asked: the belief in one sample's success, its cost, and how many may be drawn.
+
+    `failures` of them were drawn and refused already.
+    """
 
     alpha: float
     beta: float
     cost: float
+    samples_max: int
     failures: int = 0
 
 
@@ -43,15 +47,17 @@ class Cascade:
     costs: Floats
 
 
-def cascade(candidates: Sequence[Candidate], samples_max: int, alike: float = ALIKE) -> Cascade:
-    """The next `samples_max` samples of a query, each of the model that is then the best chance for its cost."""
+def cascade(candidates: Sequence[Candidate], alike: float = ALIKE) -> Cascade:
+    """All samples that may still be drawn of a query, each of the model that is then the best chance for its cost."""
     failures = [candidate.failures for candidate in candidates]
-    order, gains, costs = [], np.empty(samples_max), np.empty(samples_max)
+    left = sum(max(0, candidate.samples_max - candidate.failures) for candidate in candidates)
+    order, gains, costs = [], np.empty(left), np.empty(left)
     reached, spent = 1.0, 0.0
-    for n in range(samples_max):
+    for n in range(left):
+        open_to = [i for i, candidate in enumerate(candidates) if failures[i] < candidate.samples_max]
         believed = zip(beliefs(candidates, failures, alike), failures, strict=True)
         chances = [alpha / (alpha + beta + failed) for (alpha, beta), failed in believed]
-        best = max(range(len(candidates)), key=lambda i: chances[i] / max(candidates[i].cost, TINY))
+        best = max(open_to, key=lambda i: chances[i] / max(candidates[i].cost, TINY))
         spent += reached * candidates[best].cost
         reached *= 1 - chances[best]
         failures[best] += 1

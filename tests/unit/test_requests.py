@@ -26,6 +26,7 @@ from scheduler.requests import (
 LIMITS = Limits(
     llms={
         "small": KnownLlm(context_tokens=2048, tokenizer_path=None, is_priced=True),
+        "large": KnownLlm(context_tokens=4096, tokenizer_path=None, is_priced=True),
         "unpriced": KnownLlm(context_tokens=2048, tokenizer_path=None, is_priced=False),
     },
     samples_limit=64,
@@ -115,7 +116,7 @@ def test_bytes_that_are_no_request_are_refused_with_what_they_are(raw: bytes, co
             {"body": {"model": "gpt"}},
             "model_not_found",
             "body.model",
-            "'gpt' is not served; served: 'small', 'unpriced'",
+            "'gpt' is not served; served: 'large', 'small', 'unpriced'",
         ),
         ({"body": {"model": "unpriced"}}, "model_unpriced", "body.model", "`allotd price set unpriced --prompt"),
         ({"body": {"model": 3}}, "invalid_type", "body.model", "must be text, not a whole number"),
@@ -187,6 +188,11 @@ def test_bytes_that_are_no_request_are_refused_with_what_they_are(raw: bytes, co
         (allotd(reference="a\0"), "invalid_value", "body.allotd.reference", "NUL"),
         (allotd(task="t" * 129), "invalid_value", "body.allotd.task", "text of at most 128 characters"),
         (allotd(priority=101), "invalid_value", "body.allotd.priority", "at most 100"),
+        (allotd(models=["nope"]), "model_not_found", "body.allotd.models", "'nope' is not served; served: 'large'"),
+        (allotd(models="large,unpriced"), "model_unpriced", "body.allotd.models", "allotd price set unpriced"),
+        (allotd(models=[]), "invalid_value", "body.allotd.models", "is empty"),
+        (allotd(models=7), "invalid_type", "body.allotd.models", "must be"),
+        (allotd(models=["large"], strategy="direct"), "invalid_value", "body.allotd.models", "needs the strategy auto"),
     ],
 )
 def test_a_wrong_field_is_named_with_what_is_wrong_and_what_to_do(
@@ -434,3 +440,38 @@ def test_a_rule_that_learns_from_earlier_queries_runs_where_the_predictor_rememb
 
     assert isinstance(query, ParsedQuery)
     assert query.strategy == strategy
+
+
+@pytest.mark.parametrize("models", [["large"], ["small", "large"], "large", "small, large", ["large", "large"]])
+def test_the_models_that_may_answer_are_the_bodys_and_those_named_beside_it(models: object) -> None:
+    assert parsed(line(**allotd(models=models))).models == ("small", "large")
+
+
+@pytest.mark.parametrize("models", [..., ["small"], "small"])
+def test_a_line_that_names_no_other_model_has_no_choice(models: object) -> None:
+    changes = {} if models is ... else allotd(models=models)
+
+    assert parsed(line(**changes)).models == ()
+
+
+def test_metadata_names_models_for_all_lines_and_a_line_may_have_its_own_only() -> None:
+    options, _ = batch_options({"models": "small,large"})
+
+    assert parsed(line(), options).models == ("small", "large")
+    assert parsed(line(**allotd(models=["small"])), options).models == ()
+
+
+def test_models_in_metadata_beside_another_strategy_are_refused_at_once() -> None:
+    with pytest.raises(InvalidRequest, match="needs the strategy auto") as caught:
+        batch_options({"models": "large", "strategy": "best_of_n"})
+
+    assert caught.value.attributes["param"] == "metadata.models"
+
+
+def test_a_prompt_must_fit_every_model_that_may_answer() -> None:
+    long = line(body={"model": "large", "messages": [{"role": "user", "content": "word " * 10000}]})
+
+    assert parsed(long).model == "large"
+    both = json.loads(long)
+    both["body"]["allotd"] = {"models": ["small"]}
+    assert rejected(json.dumps(both).encode()).code == "context_length_exceeded"

@@ -5,11 +5,12 @@ tested without a model. A fake token is a word; a fake seed behaves as vLLM's do
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from hashlib import blake2b
 from itertools import accumulate
@@ -48,7 +49,8 @@ class FakeOptions:
     Each query has a chance that one sample is right, drawn from Beta(success_alpha, success_beta); wrong samples
     scatter over `wrong_answers` answers with Zipf weights of exponent `wrong_skew`. Completion lengths are lognormal: a
     median per query, scattered around `tokens_median`, and samples scattered around it. Waiting is multiplied by
-    `time_scale`; 0 does not wait. The `*_rate`s are shares of requests to which that fault happens.
+    `time_scale`; 0 does not wait. The `*_rate`s are shares of requests to which that fault happens. `ease` adds to the
+    log-odds of the models it names; queries are then equally hard for all models.
     """
 
     seed: int = 0
@@ -75,13 +77,14 @@ class FakeOptions:
     rate_limit_rate: float = 0.0
     fail_rate: float = 0.0
     misreport_rate: float = 0.0
+    ease: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, text: str | None) -> Self:
         """Read options from a JSON object; what it does not name stays as it is. Raises InvalidRequest."""
         try:
             given = msgspec.json.decode(text, type=dict[str, Any]) if text else {}
-            if unknown := given.keys() - {field.name for field in fields(cls)}:
+            if unknown := given.keys() - {each.name for each in fields(cls)}:
                 raise InvalidRequest(f"The fake engine has no option {', '.join(sorted(unknown))}.")
             return msgspec.convert(given, cls)
         except msgspec.MsgspecError as error:
@@ -216,8 +219,10 @@ def overrun(request: GenerationRequest) -> int:
 
 def success_rate(options: FakeOptions, model: str, messages: tuple[Json, ...]) -> float:
     """The chance that one sample of this query is right."""
-    query = seeded(options.seed, "query", model, prompt_text(messages))
-    return query.betavariate(options.success_alpha, options.success_beta)
+    query = seeded(options.seed, "query", *(() if options.ease else (model,)), prompt_text(messages))
+    rate = query.betavariate(options.success_alpha, options.success_beta)
+    odds = rate * math.exp(options.ease.get(model, 0.0))
+    return odds / (odds + 1 - rate)
 
 
 def right_answer(prompt: str) -> str:
