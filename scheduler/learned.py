@@ -11,11 +11,12 @@ import numpy as np
 
 from models.learned.facts import Examples, Facts
 from models.learned.predictor import EXAMPLES_MIN, DifficultyPredictor
-from scheduler.core.beliefs import Beliefs
+from scheduler.core.beliefs import Beliefs, Floats
 from scheduler.core.evidence import NO_ANSWER, Samples
+from scheduler.core.said import said
 from scheduler.learning import Drawn, Example, Learned, Past, plain_priors
 from scheduler.priors import FrozenPriors
-from scheduler.types import Arm, Json, Lessons, Prediction, Query
+from scheduler.types import Arm, Lessons, Prediction, Query
 
 PAST_MAX = 500
 """Earlier queries that a predictor remembers one by one."""
@@ -90,6 +91,7 @@ class TextPredictor:
                 name: {
                     "uses_text": model.uses_features_,
                     "uses_evidence": model.uses_evidence_,
+                    "weighs_votes": bool(model.lessons.voting),
                     "uses_probe": model.featuriser_.with_probe,
                     "uses_embedding": model.featuriser_.with_embedding,
                     "tasks": len(model.featuriser_.tasks_),
@@ -124,21 +126,7 @@ def _past(unseen: Beliefs, examples: Sequence[Example]) -> Past:
 
 def as_facts(query: Query) -> Facts:
     """What a predictor may know of a query before anything is spent."""
-    return Facts(
-        text=text_of(query.messages), prompt_tokens=query.prompt_tokens, task=query.task, tenant=query.tenant_id
-    )
-
-
-def text_of(messages: Sequence[Json]) -> str:
-    """The text of a conversation, message by message."""
-    parts: list[str] = []
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str):
-            parts.append(content)
-        elif isinstance(content, list):
-            parts += [str(part.get("text", "")) for part in content if isinstance(part, dict)]
-    return "\n".join(parts)
+    return Facts(text=query.text, prompt_tokens=query.prompt_tokens, task=query.task, tenant=query.tenant_id)
 
 
 def as_examples(examples: Sequence[Example]) -> Examples:
@@ -155,10 +143,21 @@ def as_examples(examples: Sequence[Example]) -> Examples:
             logprob=np.array([[_number(sample.logprob_mean) for sample in row] for row in padded]),
             truncated=np.array([[sample.truncated for sample in row] for row in padded]),
             accepted=np.array([[sample.right is True for sample in row] for row in padded]),
+            said=np.stack([_said(e.query.text, row) for e, row in zip(examples, padded, strict=True)]),
         ),
         samples_max=counts,
         stopped=True,
         no_verdict=np.array([not example.judged_early for example in examples]),
+    )
+
+
+def _said(question: str, row: Sequence[Drawn]) -> Floats:
+    return said(
+        question,
+        [one.answer for one in row],
+        [one.tokens for one in row],
+        [one.logprob_mean for one in row],
+        [one.truncated for one in row],
     )
 
 

@@ -73,6 +73,18 @@ class Query:
     params: Json = field(default_factory=dict)
 
     @property
+    def text(self) -> str:
+        """The text of the conversation, message by message."""
+        parts: list[str] = []
+        for message in self.messages:
+            content = message.get("content")
+            if isinstance(content, str):
+                parts.append(content)
+            elif isinstance(content, list):
+                parts += [str(part.get("text", "")) for part in content if isinstance(part, dict)]
+        return "\n".join(parts)
+
+    @property
     def is_greedy(self) -> bool:
         """Whether every sample would be the same one: the server always takes the likeliest token."""
         return (self.temperature is not None and self.temperature < GREEDY_BELOW) or self.params.get("top_k") == 1
@@ -104,13 +116,15 @@ class Lessons:
     `failing` are the weights of what samples show (`scheduler.core.lessons.shown`) by which failures move the log-odds
     of a prior, and `worth_log` the logarithm of the factor on what that prior is worth in samples. `leading` are an
     intercept and the weights of `scheduler.core.lessons.voted`: a logistic regression on whether the leader of a vote
-    is right. `logprob_usual` is a sample's usual mean log-probability.
+    is right. `voting` are the weights of what a sample shows beside its answer (`scheduler.core.said`), by which its
+    vote counts more or less. `logprob_usual` is a sample's usual mean log-probability.
     """
 
     logprob_usual: float = 0.0
     worth_log: float = 0.0
     failing: tuple[float, ...] = ()
     leading: tuple[float, ...] = ()
+    voting: tuple[float, ...] = ()
 
 
 COUNTS_ONLY = Lessons()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 from sklearn.model_selection import KFold
 
+from models.learned.elections import VOTES_MIN, VoteWeights, hold_elections
 from models.learned.embedding import can_embed
 from models.learned.evidence import BetaScale, LeaderRight, NextRight, log_losses
 from models.learned.facts import Examples, Facts
@@ -82,9 +83,10 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
 
     @property
     def lessons(self) -> Lessons:
-        """What samples say of whether the next one, or the leader of a vote, is right."""
+        """What samples say of whether the next one, or the leader of a vote, is right, and what votes weigh."""
         failing = self.next_right_.lessons if self.uses_evidence_ else Lessons(logprob_usual=self.next_right_.logprob_)
-        return failing if self.leader_right_ is None else replace(failing, leading=self.leader_right_.lessons.leading)
+        leading = () if self.leader_right_ is None else self.leader_right_.lessons.leading
+        return replace(failing, leading=leading, voting=self.voting_)
 
     def _scaled(self, rates: Floats, tokens_mean: Floats, quantiles: Floats) -> Beliefs:
         alpha, beta = self.scale_.transform(rates)
@@ -131,6 +133,7 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
         self.next_right_ = NextRight().fit(beliefs.take(rows), evidence, right, weights)
         self.uses_evidence_ = self._evidence_helps(beliefs, rows, evidence, right, weights)
         self.leader_right_ = self._votes_lesson(beliefs, cases, examples.unjudged)
+        self.voting_ = self._vote_weights(examples, cases)
         return beliefs
 
     def _evidence_helps(
@@ -167,6 +170,23 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
         if not self._gains(len(beliefs), rows, gain):
             return None
         return LeaderRight().fit(beliefs.take(rows), evidence, right, usual)
+
+    def _vote_weights(self, examples: Examples, cases: _Cases) -> tuple[float, ...]:
+        """How votes are weighed by what samples show, where that elects more right answers than their probability does.
+
+        Every query with right and wrong samples teaches it, whatever ended it.
+        """
+        if len(examples) < EXAMPLES_MIN:
+            return ()
+        elections = hold_elections(cases.drawn, examples.samples_max)
+        gains = np.zeros(len(examples))
+        for _, left in self._splits(len(examples)):
+            others = np.isin(np.arange(len(examples)), left)
+            lessons = VoteWeights().fit(elections.of(~others)).lessons
+            gains[left] = cases.elected(left, lessons) - cases.elected(left, COUNTS_ONLY)
+        if gains.mean() <= gains.std() / np.sqrt(len(gains)):
+            return ()
+        return VoteWeights().fit(elections).lessons.voting
 
     def _gains(self, queries: int, rows: NDArray[np.int64], gain: Callable[[Bools, Bools], Floats]) -> bool:
         """Whether a lesson of some cases makes others, of queries that taught nothing, likelier in the mean.
@@ -214,6 +234,16 @@ class _Cases:
         self.voted = (self.votes.leader > 0) & (self.votes.samples <= examples.samples_max[:, None, None])
         self.vote_rows = np.broadcast_to(at, self.voted.shape)
         self.leader_right = _leads_right(drawn, seen.leader_code)
+        self.drawn = drawn
+        many = np.arange(shape[-1] + 1)
+        self.votes_of = (many >= VOTES_MIN) & (many <= examples.samples_max[:, None])
+
+    def elected(self, rows: NDArray[np.int64], lessons: Lessons) -> Floats:
+        """How often votes of two or more samples elect a right answer, of some of the examples."""
+        part = Samples(**{name: getattr(self.drawn, name)[rows] for name in Samples.__dataclass_fields__})
+        right = _leads_right(part, see(part, judged=False, lessons=lessons).elected_code).mean(axis=1)
+        counted = self.votes_of[rows]
+        return np.asarray((right * counted).sum(axis=1) / np.maximum(1, counted.sum(axis=1)))
 
 
 def _leads_right(samples: Samples, leader: NDArray[np.int64]) -> NDArray[np.bool_]:

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scheduler.core.beliefs import Evidence, Floats
+from scheduler.core.said import vote_weights
+from scheduler.types import COUNTS_ONLY, Lessons
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -25,7 +27,8 @@ class Samples:
 
     `answers` holds a code per distinct answer of the query (from 0 on, NO_ANSWER where none could be read), `tokens` a
     sample's length, `logprob` its mean log-probability per token (NaN where the server gave none), and `truncated`
-    whether it ran into the limit. `accepted` is the verifier's verdict, all false where nothing judges.
+    whether it ran into the limit. `accepted` is the verifier's verdict, all false where nothing judges. `said`, with
+    one axis more, is what each shows beside its answer (`scheduler.core.said`).
     """
 
     answers: Ints
@@ -33,6 +36,7 @@ class Samples:
     logprob: Floats
     truncated: Bools
     accepted: Bools
+    said: Floats
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -42,8 +46,8 @@ class Seen:
     `evidence` holds the counts that posteriors use. `drawn` is how many samples there are and `accepted` how many of
     them the verifier accepted. `streak` is how many of the last samples gave the same answer, and `top_votes`
     (..., K, TOP_VOTES) the votes of the most frequent answers, most first. `leader_code` is the answer that leads: the
-    first one seen among equals, NO_ANSWER where none could be read; `elected_code` the one that leads where each vote
-    weighs what its sample's probability is (`vote_weight`).
+    first one seen among equals, NO_ANSWER where none could be read; `elected_code` the one that leads where votes are
+    weighed (`scheduler.core.said.vote_weights`).
     """
 
     evidence: Evidence
@@ -62,15 +66,17 @@ class Seen:
         )
 
 
-def see(samples: Samples, *, judged: bool, only_last: bool = False) -> Seen:
+def see(samples: Samples, *, judged: bool, only_last: bool = False, lessons: Lessons = COUNTS_ONLY) -> Seen:
     """What each prefix of the samples shows: N samples give N + 1 columns, the first with nothing drawn.
 
     Column k depends on the first k samples only. Where nothing judges, no failures are counted. With `only_last` the
-    votes of the last column alone are counted out, which takes a fraction of the time.
+    votes of the last column alone are counted out, which takes a fraction of the time. The lessons weigh votes.
     """
     lanes, drawn = samples.answers.shape[:-1], samples.answers.shape[-1]
     rows = int(np.prod(lanes, dtype=np.int64))
-    flat = {name: getattr(samples, name).reshape(rows, drawn) for name in samples.__dataclass_fields__}
+    fields = {name: getattr(samples, name) for name in samples.__dataclass_fields__}
+    fields["weight"] = vote_weights(lessons, fields.pop("said"))
+    flat = {name: values.reshape(rows, drawn) for name, values in fields.items()}
     counts = _Counts(lanes=rows, columns=drawn + 1, codes=_codes(samples.answers))
     for k in range(drawn):
         counts.add(k, {name: values[:, k] for name, values in flat.items()})
@@ -140,7 +146,7 @@ class _Counts:
         self.votes[rows, codes] += 1
         self.first_seen[rows, codes] = np.minimum(self.first_seen[rows, codes], k)
         known = ~np.isnan(sample["logprob"][voted])
-        self.weights[rows, codes] += np.exp(np.minimum(0.0, np.where(known, sample["logprob"][voted], 0.0)))
+        self.weights[rows, codes] += sample["weight"][voted]
         self.sums["leader_tokens"][rows, codes] += sample["tokens"][voted]
         self.sums["leader_logprob"][rows, codes] += np.where(known, sample["logprob"][voted], 0.0)
         self.sums["leader_logprob_known"][rows, codes] += known

@@ -9,11 +9,15 @@ import numpy as np
 from scheduler.core.beliefs import belief_of_one
 from scheduler.core.evidence import NO_ANSWER, Samples, Seen, see
 from scheduler.core.lessons import leader_right, updated
+from scheduler.core.said import FEATURES
 from scheduler.types import Plan, Sample
 
 
 def observed(samples: Sequence[Sample], accepted: Sequence[bool] | None = None) -> Seen:
-    """The single cell (1,) that all of the samples make. `accepted` are a verifier's verdicts; None without one."""
+    """The single cell (1,) that all of the samples make, without an election.
+
+    `accepted` are a verifier's verdicts; None without one.
+    """
     known: dict[str, int] = {}
     codes = [NO_ANSWER if one.answer is None else known.setdefault(one.answer, len(known)) for one in samples]
     logprobs = [np.nan if one.logprob_mean is None else one.logprob_mean for one in samples]
@@ -24,6 +28,7 @@ def observed(samples: Sequence[Sample], accepted: Sequence[bool] | None = None) 
             logprob=np.array([logprobs], np.float64),
             truncated=np.array([[one.finish_reason == "length" for one in samples]], np.bool_),
             accepted=np.array([accepted or [False] * len(samples)], np.bool_),
+            said=np.zeros((1, len(samples), len(FEATURES))),
         ),
         judged=accepted is not None,
         only_last=True,

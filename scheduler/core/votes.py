@@ -1,4 +1,4 @@
-"""What votes weigh, and what they are expected to reach: the chance that the right answer leads after n samples."""
+"""What votes are expected to reach, and to cost: the chance that the right answer leads after n samples."""
 
 from __future__ import annotations
 
@@ -22,15 +22,6 @@ OPEN_MAX = 48
 """Of votes of more samples hardly any settles any more, and the lead is as good as normal."""
 TINY = 1e-12
 _ERF = np.vectorize(math.erf, otypes=[np.float64])
-
-
-def vote_weight(logprob_mean: float | None) -> float:
-    """What a sample's vote counts in the election: the geometric mean of its tokens' probabilities.
-
-    A sample without log-probabilities counts fully. (Confidence-informed self-consistency, arXiv 2502.06233, with the
-    response's own probability as the confidence.)
-    """
-    return 1.0 if logprob_mean is None else math.exp(min(0.0, logprob_mean))
 
 
 def vote_curve(alpha: Floats, beta: Floats, samples_max: int) -> Floats:

@@ -10,8 +10,10 @@ import numpy as np
 from scheduler.core.beliefs import Floats
 from scheduler.core.evidence import NO_ANSWER, Bools, Ints, Samples, Seen, see
 from scheduler.core.policies.base import Mode
+from scheduler.core.said import FEATURES, said
 from scheduler.errors import InvalidRequest
 from scheduler.simulation.pools import PoolLine
+from scheduler.types import COUNTS_ONLY, Lessons
 
 USD_PER_MTOK = 1e-6
 
@@ -68,15 +70,15 @@ def as_recorded(lines: Sequence[PoolLine]) -> Recorded:
     )
 
 
-def draw(recorded: Recorded, *, mode: Mode, draws: int, seed: int) -> Draws:
-    """The samples of every query in `draws` random orders, the same for every policy."""
+def draw(recorded: Recorded, *, mode: Mode, draws: int, seed: int, lessons: Lessons = COUNTS_ONLY) -> Draws:
+    """The samples of every query in `draws` random orders, the same for every policy; votes weighed by the lessons."""
     order = _orders(recorded.samples_max, recorded.samples.answers.shape[1], draws, seed)
     rows = np.arange(len(recorded))[:, None, None]
     drawn = {name: getattr(recorded.samples, name)[rows, order] for name in recorded.samples.__dataclass_fields__}
     accepted = drawn.pop("accepted")
     judged = mode is Mode.VERIFIER
     shown = Samples(**drawn, accepted=accepted if judged else np.zeros_like(accepted))
-    seen = see(shown, judged=judged)
+    seen = see(shown, judged=judged, lessons=lessons)
     sums = np.zeros(seen.drawn.shape, np.int64)
     np.cumsum(drawn["tokens"], axis=-1, out=sums[..., 1:])
     right = seen.accepted > 0 if judged else _answer_right(recorded, seen.leader_code)
@@ -99,6 +101,7 @@ def _samples(lines: Sequence[PoolLine], most: int) -> Samples:
     shape = (len(lines), most)
     answers, tokens = np.full(shape, NO_ANSWER), np.zeros(shape, np.int64)
     logprob, truncated, accepted = np.full(shape, np.nan), np.zeros(shape, bool), np.zeros(shape, bool)
+    shown = np.zeros((*shape, len(FEATURES)))
     for row, line in enumerate(lines):
         codes: dict[str, int] = {}
         n = len(line.samples)
@@ -107,7 +110,14 @@ def _samples(lines: Sequence[PoolLine], most: int) -> Samples:
         logprob[row, :n] = [np.nan if s.logprob is None else s.logprob for s in line.samples]
         truncated[row, :n] = [s.finish == "length" for s in line.samples]
         accepted[row, :n] = [s.correct == 1 for s in line.samples]
-    return Samples(answers=answers, tokens=tokens, logprob=logprob, truncated=truncated, accepted=accepted)
+        shown[row, :n] = said(
+            line.question,
+            [s.answer or None for s in line.samples],
+            [s.tokens for s in line.samples],
+            [s.logprob for s in line.samples],
+            [s.finish == "length" for s in line.samples],
+        )
+    return Samples(answers=answers, tokens=tokens, logprob=logprob, truncated=truncated, accepted=accepted, said=shown)
 
 
 def _orders(samples_max: Ints, most: int, draws: int, seed: int) -> Ints:

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from models.learned.predictor import DifficultyPredictor
+from scheduler.core.beliefs import Beliefs
 from scheduler.core.policies import POLICIES
 from scheduler.core.policies.base import History, Mode, Policy, Setting, Workload
 from scheduler.core.policies.oracle import Hindsight, Oracle
@@ -23,6 +25,7 @@ from scheduler.simulation.recorded import Draws, as_recorded, draw, mean_curves
 from scheduler.simulation.replay import replay
 from scheduler.simulation.splits import apart
 from scheduler.simulation.thinking import thinking_frontiers
+from scheduler.types import COUNTS_ONLY
 
 BASELINES = ("uniform", "stop", "asc")
 FLAGSHIP, BOUND = "allotd", "oracle"
@@ -106,9 +109,12 @@ def simulate(
         chosen = _chosen(dict.fromkeys(curves, (mode,)), policies, mode)
         curves = {name: curves[name] for name in chosen}
         return compare(curves, mode=mode, queries=len({line.id for line in test}), seed=seed)
-    drawn = draw(as_recorded(test), mode=mode, draws=draws, seed=seed)
-    taught = draw(as_recorded(train), mode=mode, draws=draws, seed=seed) if train else None
-    workload = known_before(taught, drawn, seed)
+    recorded, earlier = as_recorded(test), as_recorded(train) if train else None
+    learned = teach(earlier, with_probe=are_probed((*train, *test)), seed=seed) if earlier is not None else None
+    lessons = learned[0].lessons if learned is not None else COUNTS_ONLY
+    drawn = draw(recorded, mode=mode, draws=draws, seed=seed, lessons=lessons)
+    taught = draw(earlier, mode=mode, draws=draws, seed=seed, lessons=lessons) if earlier is not None else None
+    workload = known_before(learned, taught, drawn)
     known = {**POLICIES, **all_knowing(drawn)}
     chosen = _chosen({name: policy.modes for name, policy in known.items()}, policies, mode)
     asked = sorted(budgets or default_budgets(int(workload.samples_max.max())))
@@ -120,15 +126,13 @@ def simulate(
     return compare(curves, mode=mode, queries=len(test), seed=seed)
 
 
-def known_before(taught: Draws | None, drawn: Draws, seed: int = 0) -> Workload:
+def known_before(learned: tuple[DifficultyPredictor, Beliefs] | None, taught: Draws | None, drawn: Draws) -> Workload:
     """What is known of the test queries before anything is spent on them."""
     lines, samples_max = drawn.recorded.lines, drawn.recorded.samples_max
-    if taught is None:
+    if taught is None or learned is None:
         beliefs = plain_beliefs(None, len(lines))
         return Workload(mode=drawn.mode, beliefs=beliefs, samples_max=samples_max)
-    train = taught.recorded
-    probed = are_probed((*train.lines, *lines))
-    predictor, unseen = teach(train, with_probe=probed, seed=seed)
+    predictor, unseen = learned
     right, tokens = mean_curves(taught)
     return Workload(
         mode=drawn.mode,

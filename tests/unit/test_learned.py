@@ -11,7 +11,7 @@ import pytest
 
 from scheduler import predictor_files, retuning
 from scheduler.core.observing import chance_of_leader
-from scheduler.learned import TextLearner, as_examples, text_of
+from scheduler.learned import TextLearner, as_examples
 from scheduler.learning import Drawn, Example, Remembers
 from scheduler.types import Arm, Plan, Query, Sample
 from tests.factories import MODEL
@@ -133,9 +133,10 @@ def test_only_judged_samples_teach_rates() -> None:
 def test_the_text_of_a_conversation_is_that_of_its_messages() -> None:
     parts = [{"type": "text", "text": "b"}, {"type": "refusal", "refusal": "c"}]
 
-    assert (
-        text_of([{"role": "system", "content": "a"}, {"role": "user", "content": parts}, {"role": "tool"}]) == "a\nb\n"
-    )
+    messages = ({"role": "system", "content": "a"}, {"role": "user", "content": parts}, {"role": "tool"})
+    query = Query(id=1, model="m", messages=messages, prompt_tokens=1, prompt_tokens_max=1)
+
+    assert query.text == "a\nb\n"
 
 
 def test_samples_that_ended_at_the_first_right_one_teach_nothing_of_votes() -> None:

@@ -47,7 +47,7 @@ class ByRule:
         if len(samples) >= plan.samples_max:
             because = at_budget(query, because)
         if not judged or not samples:
-            return elect(samples, because=because, by_count=True)
+            return elect(samples, [1.0] * len(samples), because=because)
         best = max(rewards)
         because = "verified" if best >= VERIFIED else because
         return Outcome(chosen=samples[rewards.index(best)], because=because, confidence=best)

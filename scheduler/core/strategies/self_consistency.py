@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 
+from scheduler.core.beliefs import Floats
 from scheduler.core.observing import chance_of_leader
+from scheduler.core.said import said, vote_weights
 from scheduler.core.stopping import SETTLED_AT, is_decided, is_settled, is_vote_worth, leader_holds, votes_to_settle
 from scheduler.core.strategies.base import Steps, at_budget, draw
-from scheduler.core.votes import vote_weight
 from scheduler.types import Outcome, Plan, Query, Sample
 
 
@@ -22,19 +24,19 @@ def self_consistency(query: Query, plan: Plan) -> Steps:
     while len(samples) < plan.samples_max:
         leader, runner_up = leading_votes(samples)
         if is_settled(leader, runner_up, _settled_at(plan)):
-            return elect_weighed(plan, samples, because="vote settled")
+            return elect_weighed(query, plan, samples, because="vote settled")
         left = plan.samples_max - len(samples)
         if is_decided(leader, runner_up, left):
-            return elect_weighed(plan, samples, because="vote decided")
+            return elect_weighed(query, plan, samples, because="vote decided")
         votes = leader, runner_up, len(samples) - leader - runner_up
         in_a_wave_of_its_own = plan.price * (plan.prompt_nanousd + plan.sample_nanousd)
         if samples and not is_vote_worth(votes, left, _rate(plan), in_a_wave_of_its_own):
-            return elect_weighed(plan, samples, because="one more sample is not worth its price")
+            return elect_weighed(query, plan, samples, because="one more sample is not worth its price")
         drawn = yield from draw(_next_wave(plan, votes, left), plan.tokens_max)
         if not drawn:
-            return elect_weighed(plan, samples, because="vote cut short")
+            return elect_weighed(query, plan, samples, because="vote cut short")
         samples += drawn
-    return elect_weighed(plan, samples, because=at_budget(query, "majority of all samples"))
+    return elect_weighed(query, plan, samples, because=at_budget(query, "majority of all samples"))
 
 
 def _next_wave(plan: Plan, votes: tuple[int, int, int], left: int) -> int:
@@ -63,16 +65,24 @@ def leading_votes(samples: tuple[Sample, ...]) -> tuple[int, int]:
     return first, second
 
 
-def elect_weighed(plan: Plan, samples: tuple[Sample, ...], *, because: str) -> Outcome:
-    """Elect an answer, as sure of it as was learned from earlier votes."""
-    return elect(samples, because=because, sure=chance_of_leader(plan, samples))
+def elect_weighed(query: Query, plan: Plan, samples: tuple[Sample, ...], *, because: str) -> Outcome:
+    """Elect an answer by votes that weigh, and as sure of it, as was learned from earlier ones."""
+    shown = said(
+        query.text if plan.lessons.voting else "",  # the plain rule looks at no answer
+        [one.answer for one in samples],
+        [one.tokens for one in samples],
+        [one.logprob_mean for one in samples],
+        [one.finish_reason == "length" for one in samples],
+    )
+    return elect(samples, vote_weights(plan.lessons, shown), because=because, sure=chance_of_leader(plan, samples))
 
 
-def elect(samples: tuple[Sample, ...], *, because: str, sure: float | None = None, by_count: bool = False) -> Outcome:
+def elect(
+    samples: tuple[Sample, ...], weights: Sequence[float] | Floats, *, because: str, sure: float | None = None
+) -> Outcome:
     """Choose the first sample that gave the answer whose votes weigh most, or the first of all where nobody voted.
 
-    Each vote weighs what its sample's probability is, so that of answers with as many votes the surer one is elected;
-    or all weigh the same, where it goes `by_count`. The confidence is `sure`, that of the most frequent answer, where
+    `weights` are what each sample's vote counts. The confidence is `sure`, that of the most frequent answer, where
     it is known and that answer elected; else that of the winner against the answer with most votes among the others.
     """
     if not samples:
@@ -80,11 +90,11 @@ def elect(samples: tuple[Sample, ...], *, because: str, sure: float | None = Non
     votes = Counter(s.answer for s in samples if s.answer is not None)
     if not votes:
         return Outcome(chosen=samples[0], because="no sample gave an answer that could be read", confidence=0.0)
-    weights: dict[str, float] = defaultdict(float)
-    for sample in samples:
+    weighed: dict[str, float] = defaultdict(float)
+    for sample, weight in zip(samples, weights, strict=True):
         if sample.answer is not None:
-            weights[sample.answer] += 1.0 if by_count else vote_weight(sample.logprob_mean)
-    winner = max(weights, key=lambda answer: weights[answer])
+            weighed[sample.answer] += float(weight)
+    winner = max(weighed, key=lambda answer: weighed[answer])
     chosen = next(s for s in samples if s.answer == winner)
     rival = max((count for answer, count in votes.items() if answer != winner), default=0)
     leads = votes[winner] > rival

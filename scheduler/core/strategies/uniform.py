@@ -17,7 +17,7 @@ def uniform(query: Query, plan: Plan) -> Steps:
             break
         samples += drawn
     if not samples or query.verifier is None or not query.verifier.can_judge:
-        return elect_weighed(plan, samples, because=at_budget(query, "majority of all samples"))
+        return elect_weighed(query, plan, samples, because=at_budget(query, "majority of all samples"))
     rewards = yield from reward(samples)
     best = max(rewards)
     because = "verified" if best >= VERIFIED else "highest outcome reward"

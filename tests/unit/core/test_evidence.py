@@ -7,15 +7,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scheduler.core.evidence import NO_ANSWER, Samples, see
+from tests.shown import shown_by
 
 
 def samples(answers: list[list[int]], accepted: list[list[int]] | None = None) -> Samples:
     codes = np.array(answers)
+    tokens, logprob, truncated = 10 * (codes + 2), np.where(codes == 0, -0.5, np.nan), codes == NO_ANSWER
     return Samples(
         answers=codes,
-        tokens=10 * (codes + 2),
-        logprob=np.where(codes == 0, -0.5, np.nan),
-        truncated=codes == NO_ANSWER,
+        tokens=tokens,
+        logprob=logprob,
+        truncated=truncated,
+        said=shown_by(tokens, logprob, truncated),
         accepted=np.array(accepted, bool) if accepted is not None else np.zeros(codes.shape, bool),
     )
 

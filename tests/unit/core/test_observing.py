@@ -10,12 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.core.beliefs import belief_of_one
+from scheduler.core.evidence import NO_ANSWER, Samples, see
 from scheduler.core.observing import believed_after, chance_of_leader, observed
 from scheduler.core.policies import PEERS, WINDOW_PEERS
 from scheduler.core.policies.base import Mode, Rule, Workload
 from scheduler.core.policies.priced import WhileWorthIt
 from scheduler.core.policies.voting import WhileAVoteIsWorthIt
+from scheduler.core.said import FEATURES, said
 from scheduler.core.strategies import STRATEGIES, Generate
+from scheduler.core.strategies.self_consistency import elect_weighed
 from scheduler.types import COUNTS_ONLY, Arm, Lessons, Outcome, Plan, Query, Sample, Verdict, VerifierSpec
 
 QUERY = Query(
@@ -183,3 +186,28 @@ def test_a_peers_vote_goes_by_count_as_its_authors_do() -> None:
     _, weighed = run(plan("self_consistency@0.999", 0.0, 2.0, 3.0, COUNTS_ONLY), lane)
 
     assert (counted.chosen, weighed.chosen) == (unsure[0], sure[0])
+
+
+@given(lane=samples, weights=st.lists(st.floats(-2.0, 2.0), min_size=len(FEATURES), max_size=len(FEATURES)))
+def test_a_vote_elects_what_the_replay_elects(lane: list[Sample], weights: list[float]) -> None:
+    lessons = Lessons(voting=tuple(weights))
+    query = replace(QUERY, messages=({"role": "user", "content": "of 3 and 8"},))
+    numbers = {"a": "3", "b": "-4", "c": "10", "d": "2.5", None: None}
+    lane = [replace(one, answer=numbers[one.answer]) for one in lane]
+    known: dict[str, int] = {}
+    codes = [NO_ANSWER if one.answer is None else known.setdefault(one.answer, len(known)) for one in lane]
+    cut = [one.finish_reason == "length" for one in lane]
+    logprobs = [one.logprob_mean for one in lane]
+    replayed = Samples(
+        answers=np.array([codes]),
+        tokens=np.array([[one.tokens for one in lane]]),
+        logprob=np.array([[np.nan if one is None else one for one in logprobs]]),
+        truncated=np.array([cut]),
+        accepted=np.zeros((1, len(lane)), bool),
+        said=said("of 3 and 8", [one.answer for one in lane], [one.tokens for one in lane], logprobs, cut)[None],
+    )
+    code = see(replayed, judged=False, lessons=lessons).elected_code[0, -1]
+
+    outcome = elect_weighed(query, plan("self_consistency", 0.0, 1.0, 1.0, lessons), tuple(lane), because="")
+
+    assert outcome.chosen is lane[0 if code == NO_ANSWER else codes.index(code)]

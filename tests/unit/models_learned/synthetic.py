@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from models.learned.facts import Examples, Facts, ProbeFacts
 from scheduler.core.evidence import Samples
+from tests.shown import shown_by
 
 SAMPLES = 12
 
@@ -21,11 +22,13 @@ def synthetic(queries: int, seed: int) -> tuple[Examples, NDArray[np.float64]]:
     wrong_answers = rng.integers(1, 6, right.shape)
     usual = 60 * np.exp(0.4 * hidden[:, 0])
     tokens = np.maximum(usual[:, None] * rng.lognormal(0, 0.3, right.shape), 1).astype(np.int64)
+    logprob, truncated = np.where(right, -0.2, -0.3) + rng.normal(0, 0.05, right.shape), np.zeros(right.shape, bool)
     samples = Samples(
         answers=np.where(right, 0, wrong_answers),
         tokens=tokens,
-        logprob=np.where(right, -0.2, -0.3) + rng.normal(0, 0.05, right.shape),
-        truncated=np.zeros(right.shape, bool),
+        logprob=logprob,
+        truncated=truncated,
+        said=shown_by(tokens, logprob, truncated),
         accepted=right,
     )
     facts = tuple(_facts(row, float(rng.normal())) for row in hidden)

@@ -14,6 +14,7 @@ from scheduler.core.policies.base import Mode, Rule, Workload
 from scheduler.core.policies.esc import UntilUnanimous
 from scheduler.core.policies.its_hub import UntilEnoughAgree
 from scheduler.core.policies.strategies import StrategyRule
+from scheduler.core.said import FEATURES
 
 ANSWERS = (
     "aaaaaaaaaaaa",
@@ -35,6 +36,7 @@ def seen(answers: str, accepted: str = "") -> Seen:
         logprob=np.full(codes.shape, np.nan),
         truncated=np.zeros(codes.shape, bool),
         accepted=given,
+        said=np.zeros((*codes.shape, len(FEATURES))),
     )
     return see(samples, judged=bool(accepted))
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from scheduler.core.strategies import STRATEGIES, Generate, Score
 from scheduler.core.strategies.base import growing_wave
-from scheduler.core.strategies.self_consistency import elect
+from scheduler.core.strategies.self_consistency import elect_weighed
 from scheduler.types import Arm, Outcome, Plan, Query, Sample, Verdict, VerifierSpec
 
 QUERY = Query(
@@ -223,9 +223,10 @@ def test_self_consistency_stops_where_what_more_votes_may_change_is_not_worth_th
 
 def test_of_answers_with_as_many_votes_the_surer_one_is_elected() -> None:
     unsure, sure = replace(sample("5"), logprob_mean=-1.2), replace(sample("4"), logprob_mean=-0.1)
+    untold, two = replace(sure, logprob_mean=None), plan("self_consistency", 2)
 
-    assert elect((unsure, sure), because="").chosen == sure
-    assert elect((unsure, replace(sure, logprob_mean=None)), because="").chosen == replace(sure, logprob_mean=None)
+    assert elect_weighed(QUERY, two, (unsure, sure), because="").chosen == sure
+    assert elect_weighed(QUERY, two, (unsure, untold), because="").chosen == untold
 
 
 def test_a_tie_goes_to_the_answer_that_came_first() -> None:
