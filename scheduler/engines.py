@@ -109,10 +109,14 @@ def list_engines(session: Session, now: datetime, lease_s: float, *, every: bool
 
 
 def engine_of(settings: Settings) -> str | None:
-    """The address of the model server that a worker with these settings asks, without any password in it."""
+    """The addresses of the model servers that a worker with these settings asks, without any password in them."""
     if settings.engine != "vllm":
         return None
-    parts = urlsplit(settings.llm_url)
+    return ", ".join(map(_without_password, settings.llm_urls))
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 

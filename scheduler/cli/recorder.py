@@ -22,7 +22,7 @@ from scheduler.cli.output import complain, complaints
 from scheduler.errors import Conflict, EngineRejected, InvalidRequest, SchedulerError
 from scheduler.recording import Recording, read_workload, record, refuse_another_recording
 from scheduler.requests import ParsedQuery
-from scheduler.settings import Settings
+from scheduler.settings import Settings, addresses
 
 STDIN = "-"
 CONTEXT_TOKENS = 4096
@@ -61,7 +61,9 @@ class Recorded:
 
 def record_pool(workload: Path, out: Path, wanted: Wanted) -> Recorded:
     """Record what the pool does not hold yet. Raises InvalidRequest, Conflict, or EngineError when the server fails."""
-    url = (wanted.llm_url or _profile_llm_url() or Settings.from_env().llm_url).rstrip("/")
+    url, *others = addresses(wanted.llm_url or _profile_llm_url() or Settings.from_env().llm_url)
+    if others:
+        raise InvalidRequest(f"There are {len(others) + 1} model servers; name the one to record with --llm-url URL.")
     with _lines_of(workload) as lines:
         queries = read_workload(lines, _llms(url), wanted.model)
     recording = _recording(queries, out, wanted)

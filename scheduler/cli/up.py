@@ -13,6 +13,7 @@ import typer
 from scheduler.cli.output import AsJson
 from scheduler.cli.serve import PORT, Host, Port
 from scheduler.errors import InvalidRequest
+from scheduler.settings import addresses
 
 if TYPE_CHECKING:
     from scheduler.cli.embedded import Llm
@@ -30,7 +31,8 @@ def up(
     port: Port = PORT,
     llm: Annotated[str | None, typer.Option(metavar="NAME_OR_PATH", help="Serve this model with vLLM.")] = None,
     llm_url: Annotated[
-        str | None, typer.Option(metavar="URL", help="Use an OpenAI-compatible server that runs already.")
+        str | None,
+        typer.Option(metavar="URL", help="Use servers that run already; commas between several."),
     ] = None,
     is_fake: Annotated[
         bool, typer.Option("--fake", help="Use a fake model that needs no GPU, to try things out.")
@@ -43,7 +45,7 @@ def up(
     from scheduler.cli.embedded import Llm, Session, run  # noqa: PLC0415 (slow to import, and only this command needs it)
     from scheduler.cli.parts import Address  # noqa: PLC0415
 
-    url = llm_url.rstrip("/") if llm_url else None
+    url = ",".join(addresses(llm_url)) if llm_url else None
     model = Llm(
         name=llm,
         url=url,
