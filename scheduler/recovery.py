@@ -26,6 +26,9 @@ from scheduler.types import COUNTS_ONLY, Outcome
 AT_ONCE = 100
 """Rows taken back per transaction, so that none holds its locks for long."""
 
+WAITING = (QueryState.QUEUED, QueryState.PARKED, QueryState.PLANNED)
+"""Open, and run by no worker."""
+
 log = structlog.get_logger()
 
 
@@ -77,22 +80,26 @@ def call_off(session: Session, batch: Batch, state: QueryState, now: datetime) -
     """
     if state is QueryState.EXPIRED:
         _answer_from_kept(session, batch, now)
-    waiting = [QueryState.QUEUED, QueryState.PARKED, QueryState.PLANNED]
     session.execute(
         update(QueryRow)
-        .where(QueryRow.batch_id == batch.id, QueryRow.state.in_(waiting))
+        .where(QueryRow.batch_id == batch.id, QueryRow.state.in_(WAITING))
         .values(state=state, finished_at=now, because=state.value)
     )
 
 
 def is_anything_over(session: Session, now: datetime) -> bool:
     """Whether a batch is being cancelled or has run out of time."""
-    over = or_(Batch.state == BatchState.CANCELLING, _overdue(now))
+    over = or_(Batch.state == BatchState.CANCELLING, _overdue(now), _WAITS_AFTER_ITS_END)
     return session.scalars(select(Batch.id).where(over).limit(1)).first() is not None
 
 
 def expire_batches(session: Session, now: datetime) -> int:
-    """End batches whose completion window has passed; their running queries are told by their workers' heartbeats."""
+    """End batches whose completion window has passed; their running queries are told by their workers' heartbeats.
+
+    What those give back instead of ending it, or a dead one leaves, is ended when it waits again.
+    """
+    for batch in session.scalars(select(Batch).where(_WAITS_AFTER_ITS_END)).all():
+        call_off(session, batch, QueryState.EXPIRED, now)
     overdue = session.scalars(select(Batch).where(_overdue(now))).all()
     for batch in overdue:
         batch.state = BatchState.FINALIZING
@@ -183,9 +190,8 @@ def _take_back_one(session: Session, attempt_id: int, query_id: int, settings: S
 
 
 def _answer_from_kept(session: Session, batch: Batch, now: datetime) -> None:
-    waiting = [QueryState.QUEUED, QueryState.PARKED, QueryState.PLANNED]
     rows = session.scalars(
-        select(QueryRow).where(QueryRow.batch_id == batch.id, QueryRow.state.in_(waiting), QueryRow.samples_drawn > 0)
+        select(QueryRow).where(QueryRow.batch_id == batch.id, QueryRow.state.in_(WAITING), QueryRow.samples_drawn > 0)
     ).all()
     kept = kept_samples(session, [row.id for row in rows])
     for row in rows:
@@ -210,3 +216,10 @@ def best_of_kept(session: Session, row: QueryRow, kept: tuple[KeptSample, ...]) 
     version = plan_row.predictor_version
     lessons = lessons_of(session, [version]).get(version, {}).get(plan_row.model, COUNTS_ONLY)
     return best_of(as_query(row, None), as_plan(plan_row, lessons), kept)
+
+
+_WAITING = select(QueryRow.id).where(QueryRow.batch_id == Batch.id, QueryRow.state.in_(WAITING)).limit(1)
+_WAITS_AFTER_ITS_END = and_(
+    Batch.state == BatchState.FINALIZING, _WAITING.correlate(Batch).scalar_subquery().is_not(None)
+)
+"""Batches whose window has passed and that have a query again which waits."""

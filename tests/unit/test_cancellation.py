@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from models.tables import Batch, QueryRow, SampleRow
 from scheduler.cancellation import cancel_batch, cancel_waiting, stop_parked
 from scheduler.errors import Conflict, NotFound
-from scheduler.recovery import expire_batches
+from scheduler.recovery import expire_batches, is_anything_over
 from scheduler.states import BATCH_FINAL, BatchState, QueryState
 from tests.factories import NOW, add_batch, add_query, add_tenant, new_sessions
 from tests.unit.answering import answer
@@ -117,6 +117,23 @@ def test_expiry_keeps_the_best_answer_that_is_paid_for(session: Session, batch: 
     assert (row.state, row.because) == (QueryState.EXPIRED, "completion window ended; best so far")
     assert session.scalars(select(SampleRow.text).where(SampleRow.id == row.chosen_sample_id)).one() == "21"
     assert (never_begun.state, never_begun.chosen_sample_id) == (QueryState.EXPIRED, None)
+
+
+@pytest.mark.parametrize("after", [QueryState.QUEUED, QueryState.PARKED])
+def test_what_its_worker_gives_back_after_the_window_has_passed_expires_too(
+    session: Session, batch: Batch, after: QueryState
+) -> None:
+    row = add_query(session, batch, state=QueryState.RUNNING)
+    expire_batches(session, batch.expires_at)
+    before = is_anything_over(session, batch.expires_at)
+    row.state = after  # a dead worker's, one that stopped, one handed on to another model
+
+    is_due = is_anything_over(session, batch.expires_at)
+    expire_batches(session, batch.expires_at)
+
+    session.refresh(row)
+    assert (before, is_due, row.state) == (False, True, QueryState.EXPIRED)
+    assert not is_anything_over(session, batch.expires_at)
 
 
 def test_cancelling_wants_no_answer_of_what_waits(session: Session, batch: Batch) -> None:
