@@ -108,9 +108,10 @@ def _add_tokens(session: Session, scope: Scope, by: By, groups: dict[str | None,
 def _add_ended_queries(session: Session, scope: Scope, by: By, groups: dict[str | None, SpendGroup]) -> None:
     chosen = aliased(SampleRow)
     largest = _largest_budgets(scope)
+    # A query that several models were asked may have drawn more than one of them may draw: that is all it could have.
     uniform = case(
         (
-            QueryRow.samples_drawn > 0,
+            QueryRow.samples_drawn.between(1, func.coalesce(largest.c.samples_max, 1)),
             QueryRow.spent_nanousd * func.coalesce(largest.c.samples_max, 1) // QueryRow.samples_drawn,
         ),
         else_=QueryRow.spent_nanousd,

@@ -22,6 +22,7 @@ from scheduler.finalization import response_body
 from scheduler.planning import fund_window
 from scheduler.prediction import Predictor
 from scheduler.priors import PlainPriors
+from scheduler.reports import By, Scope, spend_report
 from scheduler.settings import Settings
 from scheduler.states import AttemptState, QueryState
 from scheduler.types import Arm, Prediction, Query, Sample, Usage
@@ -136,6 +137,19 @@ def test_where_one_model_fails_the_other_is_asked_and_its_answer_is_named(sessio
     assert query.samples_drawn == 3
     with sessions() as session:
         assert response_body(session, session.get_one(QueryRow, query_id))["model"] == LARGE
+
+
+def test_a_query_of_two_models_never_seems_to_cost_more_than_all_its_samples(sessions: sessionmaker[Session]) -> None:
+    begin(sessions)
+    engine = ScriptedEngine(*[answers("1")] * 4)
+    attempt(sessions, engine)
+    attempt(sessions, engine)
+
+    with sessions() as session:
+        total = spend_report(session, Scope(), By.MODEL, NOW).total
+
+    assert total.own_samples == 4
+    assert total.uniform_cost_nanousd == total.own_cost_nanousd > 0
 
 
 def test_failures_of_one_model_count_against_the_next(sessions: sessionmaker[Session]) -> None:
