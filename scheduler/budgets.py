@@ -55,7 +55,14 @@ def allot_window(
     plain = plain_arms(drafts)
     full = curves.costs[np.arange(len(drafts)), plain]
     asking = [
-        Asking(query_id=d.query.id, tenant_id=d.tenant_id, batch_id=d.batch_id, model=d.query.model) for d in drafts
+        # What several models may answer is in no purse of one of them: its costs are not that model's alone.
+        Asking(
+            query_id=d.query.id,
+            tenant_id=d.tenant_id,
+            batch_id=d.batch_id,
+            model=d.query.model if not d.others else "",
+        )
+        for d in drafts
     ]
     prices, moves = np.zeros(len(drafts)), []
     for purse in purses(session, asking, float(full.mean()), now):

@@ -32,7 +32,7 @@ class Draft:
 
     `drawn` samples of its model were paid for by earlier attempts. `policy` says who decided on its budget (see
     `scheduler.budgets`), with what chance. `others` are the same query's drafts under the other models that may be
-    asked.
+    asked, and `is_begun` says that one of them has drawn samples that are paid for.
     """
 
     query: Query
@@ -51,16 +51,12 @@ class Draft:
     abandoned_because: str | None = None
     need_nanousd: int = 0
     others: tuple[Draft, ...] = ()
+    is_begun: bool = False
 
     @property
     def variants(self) -> tuple[Draft, ...]:
         """The query's drafts under each model that may be asked, this one first."""
         return replace(self, others=()), *self.others
-
-    @property
-    def is_begun(self) -> bool:
-        """Whether any model has drawn samples that are paid for."""
-        return any(variant.drawn for variant in self.variants)
 
 
 def choose_strategy(
@@ -97,7 +93,7 @@ def draft_plans(
     groups = _split(drafts, [len(some) for some in models])
     asking = {(draft.tenant_id, draft.query.model) for group in groups if len(group) > 1 for draft in group}
     caps = {key: tightest_cap(session, *key, now) for key in asking}
-    return [_together(group, caps) for group in groups]
+    return [_together(group, caps, row.left_nanousd) for row, group in zip(rows, groups, strict=True)]
 
 
 def draft_for(
@@ -111,6 +107,8 @@ def draft_for(
     """What a query could be given if `model` were asked, of which it has drawn what `asked` says."""
     query = as_query(row, llm, model)
     strategy = choose_strategy(row.strategy, query.verifier, row.samples_max, query.temperature)
+    if row.models_json and query.verifier is not None and query.verifier.can_judge:
+        strategy = "best_of_n"  # also where each model draws one sample: the next model's is another one
     return Draft(
         query=query,
         tenant_id=row.tenant_id,
@@ -120,6 +118,7 @@ def draft_for(
         plan=allot(row, query, Arm(model=model, strategy=strategy), llm, settings),
         prediction=UNKNOWN,
         price=price,
+        is_begun=bool(row.samples_drawn),
     )
 
 
@@ -141,13 +140,29 @@ def _split(drafts: Sequence[Draft], counts: Sequence[int]) -> list[Sequence[Draf
     return [drafts[end - count : end] for count, end in zip(counts, ends, strict=True)]
 
 
-def _together(variants: Sequence[Draft], caps: Mapping[tuple[str, str], tuple[int, str] | None]) -> Draft:
-    """One draft of those of a query. Where its caps can pay some models and not others, only the former are asked."""
+def _together(
+    variants: Sequence[Draft], caps: Mapping[tuple[str, str], tuple[int, str] | None], limit_nanousd: int | None
+) -> Draft:
+    """One draft of those of a query. Where its caps and its own limit can pay some models, no others are asked.
+
+    What those have drawn counts all the same.
+    """
     if len(variants) > 1:
-        tightest = [caps[draft.tenant_id, draft.query.model] for draft in variants]
-        payable = [d for d, cap in zip(variants, tightest, strict=True) if cap is None or cap[0] >= d.need_nanousd]
-        variants = payable or variants[:1]
+        pays = []
+        for draft in variants:
+            cap = caps[draft.tenant_id, draft.query.model]
+            left = [each for each in (limit_nanousd, cap[0] if cap is not None else None) if each is not None]
+            pays.append(draft.need_nanousd <= min(left, default=draft.need_nanousd))
+        if not any(pays):
+            return variants[0]
+        paired = zip(variants, pays, strict=True)
+        variants = [draft if can_pay else _drawn_only(draft) for draft, can_pay in paired if can_pay or draft.drawn]
     return replace(variants[0], others=tuple(variants[1:]))
+
+
+def _drawn_only(draft: Draft) -> Draft:
+    """The draft without any further sample."""
+    return replace(draft, plan=replace(draft.plan, samples_max=draft.drawn))
 
 
 def allot(row: QueryRow | Any, query: Query, arm: Arm, llm: LlmRow | Any | None, settings: Settings) -> Plan:

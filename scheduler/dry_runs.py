@@ -117,7 +117,8 @@ def weigh(drafts: Sequence[Draft], predictor: Predictor, prospects: Prospects) -
 
     Low is one sample of median length (all of them where they are drawn at once); expected what the plan's strategy
     draws by what is believed of the query; worst every sample in a wave of its own at full length. Of the models that
-    may answer a line, low takes the cheapest and worst the dearest. A line's own limit bounds each.
+    may answer a line, low takes the cheapest and worst the dearest, or all where one is asked after the other. A line's
+    own limit bounds each.
     """
     if not drafts:
         return np.zeros(len(COSTS), np.int64)
@@ -129,7 +130,8 @@ def weigh(drafts: Sequence[Draft], predictor: Predictor, prospects: Prospects) -
     sums = np.zeros(len(COSTS), np.int64)
     for draft, expected in zip(drafts, curves.costs[np.arange(len(drafts)), plain_arms(drafts)], strict=True):
         low = min(_least_nanousd(variant) for variant in draft.variants)
-        worst = max(_most_nanousd(variant) for variant in draft.variants)
+        worsts = [_most_nanousd(variant) for variant in draft.variants]
+        worst = sum(worsts) if draft.plan.arm.kind == "best_of_n" else max(worsts)
         bound = worst if draft.plan.ceiling_nanousd is None else min(worst, draft.plan.ceiling_nanousd)
         sums += np.minimum((low, max(low, round(expected)), worst), bound)
     return sums

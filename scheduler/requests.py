@@ -30,7 +30,7 @@ TAG_MAX = 128
 REFERENCE_MAX = 65_536
 SAMPLES_MAX = 1024
 PRIORITY_MAX = 100
-MODELS_MAX = 16
+MODELS_MAX = 8
 SHOWN_MAX = 64
 """Characters of a wrong value that an error message repeats."""
 
@@ -289,6 +289,10 @@ def _models(model: str, options: Options, param: str) -> tuple[str, ...]:
     models = tuple(dict.fromkeys([model, *named]))
     if len(models) == 1:
         return ()
+    if len(models) > MODELS_MAX:
+        raise _Refused(
+            "invalid_value", param, f"{param} names {len(models)} models; at most {MODELS_MAX} may answer a line"
+        )
     _check_choice(options.strategy, param)
     return models
 

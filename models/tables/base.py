@@ -60,6 +60,13 @@ class Purse:
     held_nanousd: Mapped[int] = mapped_column(default=0)
     spent_nanousd: Mapped[int] = mapped_column(default=0)
 
+    @property
+    def left_nanousd(self) -> int | None:
+        """What the limit leaves; None without one."""
+        if self.limit_nanousd is None:
+            return None
+        return self.limit_nanousd - self.held_nanousd - self.spent_nanousd
+
 
 def purse_checks() -> tuple[Any, ...]:
     """No purse ever holds less than nothing."""

@@ -61,9 +61,10 @@ class Recorded:
 
 def record_pool(workload: Path, out: Path, wanted: Wanted) -> Recorded:
     """Record what the pool does not hold yet. Raises InvalidRequest, Conflict, or EngineError when the server fails."""
-    url, *others = addresses(wanted.llm_url or _profile_llm_url() or Settings.from_env().llm_url)
-    if others:
-        raise InvalidRequest(f"There are {len(others) + 1} model servers; name the one to record with --llm-url URL.")
+    urls = addresses(wanted.llm_url or _profile_llm_url() or Settings.from_env().llm_url)
+    if len(urls) != 1:
+        raise InvalidRequest(f"There are {len(urls)} model servers; name the one to record with --llm-url URL.")
+    [url] = urls
     with _lines_of(workload) as lines:
         queries = read_workload(lines, _llms(url), wanted.model)
     recording = _recording(queries, out, wanted)

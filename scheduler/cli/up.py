@@ -46,6 +46,8 @@ def up(
     from scheduler.cli.parts import Address  # noqa: PLC0415
 
     url = ",".join(addresses(llm_url)) if llm_url else None
+    if url == "":
+        raise InvalidRequest("--llm-url names no server; give a URL, or several with commas.")
     model = Llm(
         name=llm,
         url=url,

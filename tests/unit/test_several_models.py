@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from models.tables import Attempt, PlanRow, QueryRow, SampleRow, Tenant, Wave
+from models.tables import Attempt, Batch, PlanRow, QueryRow, SampleRow, Tenant, Wave
 from scheduler import ledger, pacing, recovery, settlement
 from scheduler.audit import discrepancies
 from scheduler.budgets import allot_window
@@ -177,10 +177,12 @@ def test_where_all_models_fail_the_query_ends_with_an_answer(sessions: sessionma
 def test_an_answer_of_the_first_model_is_kept_where_money_ends_before_the_second(
     sessions: sessionmaker[Session],
 ) -> None:
-    query_id = begin(sessions, limit_nanousd=300)
+    query_id = begin(sessions)
     engine = ScriptedEngine(answers("1"), answers("1"))
 
     attempt(sessions, engine)
+    with sessions.begin() as session:
+        session.execute(update(Batch).values(limit_nanousd=300))
     attempt(sessions, engine)
 
     query = row(sessions, query_id)
@@ -271,6 +273,51 @@ def test_a_model_whose_own_cap_is_used_up_is_passed_over(sessions: sessionmaker[
 
     assert plan.model == LARGE
     assert row(sessions, query_id).state == QueryState.ANSWERED
+
+
+def test_a_cap_on_one_model_abandons_no_query_that_another_answers(sessions: sessionmaker[Session]) -> None:
+    begin(sessions)
+    with sessions.begin() as session:
+        add_cap(session, session.scalars(select(Tenant)).one(), 400, model=SMALL)
+        [draft] = planned(session, Believing(small=(0.3, 9.0), large=(8.0, 2.0)), may_abandon=True)
+
+    assert (draft.abandoned_because, draft.plan.arm.model) == (None, LARGE)
+
+
+def test_a_query_that_has_begun_is_not_abandoned_where_its_first_models_cap_is_used_up(
+    sessions: sessionmaker[Session],
+) -> None:
+    begin(sessions, cap_nanousd=2_000)
+    believed = Believing(small=(1.0, 1.0), large=(0.02, 9.0))
+    attempt(sessions, ScriptedEngine(*[answers("1")] * 2), Believing(small=(1.0, 1.0), large=(1.0, 1.0)))
+    with sessions.begin() as session:
+        add_cap(session, session.scalars(select(Tenant)).one(), 1, model=SMALL)
+        session.execute(update(QueryRow).values(state=QueryState.QUEUED))
+        [draft] = planned(session, believed, may_abandon=True)
+
+    assert draft.abandoned_because is None
+    assert draft.plan.arm.model == LARGE
+    assert draft.prediction.success_rate < 0.02 / 9.02
+
+
+def test_a_model_that_the_querys_own_limit_cannot_pay_is_passed_over(sessions: sessionmaker[Session]) -> None:
+    query_id = begin(sessions, reference=None, limit_nanousd=300)
+
+    plan = attempt(sessions, ScriptedEngine(answers("7")), Believing(small=(2.0, 2.0), large=(3.0, 1.0)))
+
+    assert plan.model == SMALL
+    assert row(sessions, query_id).state == QueryState.ANSWERED
+
+
+@pytest.mark.parametrize("greedy", [{"samples_max": 1}, {"body": {"temperature": 0}}])
+def test_one_sample_of_each_model_is_a_cascade_too(sessions: sessionmaker[Session], greedy: dict[str, Any]) -> None:
+    query_id = begin(sessions, **greedy)
+    engine = ScriptedEngine(answers("1"))
+
+    plans = [attempt(sessions, engine), attempt(sessions, engine)]
+
+    assert [(plan.model, plan.samples_max) for plan in plans] == [(SMALL, 1), (LARGE, 1)]
+    assert row(sessions, query_id).correct is True
 
 
 def test_each_model_learns_from_its_own_samples(sessions: sessionmaker[Session]) -> None:

@@ -13,6 +13,8 @@ from scheduler.engine import Abort, Engine, Generation, GenerationRequest, Progr
 from scheduler.errors import EngineError, EngineUnavailable
 from scheduler.types import Llm
 
+LIST_TIMEOUT_S = 5.0
+"""One server that hangs must not keep the worker from its heartbeat, on which the others' waves depend."""
 AVOIDED_S = 5.0
 """How long a server that was away is passed over where another serves the same model."""
 
@@ -44,7 +46,7 @@ class SeveralServers:
 
     async def llms(self) -> tuple[Llm, ...]:
         """The models of all servers that answer, each once. Raises what one of them said where none does."""
-        told = await asyncio.gather(*(server.llms() for server in self._servers.values()), return_exceptions=True)
+        told = await asyncio.gather(*(_listed(server) for server in self._servers.values()), return_exceptions=True)
         found: dict[str, Llm] = {}
         failures: list[BaseException] = []
         for address, answer in zip(self._servers, told, strict=True):
@@ -70,3 +72,11 @@ class SeveralServers:
             raise EngineUnavailable(f"No model server serves {model} just now.")
         now = time.monotonic()
         return min(serving, key=lambda each: (self._avoided_until.get(each, 0.0) > now, self._running[each]))
+
+
+async def _listed(server: Engine) -> tuple[Llm, ...]:
+    try:
+        async with asyncio.timeout(LIST_TIMEOUT_S):
+            return await server.llms()
+    except TimeoutError:
+        raise EngineUnavailable(f"It did not list its models within {LIST_TIMEOUT_S:g} s.") from None
