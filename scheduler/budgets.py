@@ -52,7 +52,7 @@ def allot_window(
         return Allotted(drafts=[], moves=[])
     drafts = [with_policy(draft, settings.explore_share) for draft in drafts]
     curves = curves_of(drafts)
-    plain = plain_arms(drafts)
+    plain = plain_arms(drafts, curves)
     full = curves.costs[np.arange(len(drafts)), plain]
     asking = [
         # What several models may answer is in no purse of one of them: its costs are not that model's alone.
@@ -119,7 +119,7 @@ def _cost_at(gains: Floats, costs: Floats, price: float) -> float:
 
 def budgeted(draft: Draft, curves: Curves, price: float, *, may_abandon: bool) -> Draft:
     """The draft with its samples at a price: all it may have at 0, and nothing only where that is allowed."""
-    arm, because = int(plain_arms([draft])[0]), None
+    arm, because = int(plain_arms([draft], curves)[0]), None
     if draft.policy == ALLOTTED and price > 0:
         arm = _arm_at(curves, price)
         if may_abandon and not draft.is_begun and _arm_at(curves, price * ABANDON_BELOW) == NOTHING:
@@ -128,7 +128,7 @@ def budgeted(draft: Draft, curves: Curves, price: float, *, may_abandon: bool) -
         arm = max(arm, paid - 1, 0)  # what is paid for is looked at in any case
     elif draft.policy != ALLOTTED:
         price = 0.0
-    pick = pick_at(draft, arm)
+    pick = pick_at(draft, curves.menus[0], arm)
     draft = replace(pick.draft, policy=draft.policy, propensity=draft.propensity, others=())
     plan = replace(
         draft.plan,

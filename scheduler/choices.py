@@ -15,22 +15,6 @@ from scheduler.core.evidence import Ints
 from scheduler.drafts import Draft, is_drawn_at_once, is_voted
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Curves:
-    """What the A choices of each query are expected to gain and cost, a row per query.
-
-    They are 1..A samples, or the `Menu` of a query that several models may answer; the last is repeated where there are
-    fewer.
-    """
-
-    gains: Floats
-    costs: Floats
-
-    def take(self, rows: Ints) -> Curves:
-        """Those of some queries."""
-        return Curves(gains=self.gains[rows], costs=self.costs[rows])
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pick:
     """One choice for a query: a model with its most samples, and whether another is asked where they all fail."""
@@ -52,27 +36,47 @@ class Menu:
     costs: Floats
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Curves:
+    """What the A choices of each query are expected to gain and cost, a row per query.
+
+    They are 1..A samples, or the `Menu` of a query that several models may answer; the last is repeated where there are
+    fewer. `menus` has one of those per query, or None.
+    """
+
+    gains: Floats
+    costs: Floats
+    menus: tuple[Menu | None, ...]
+
+    def take(self, rows: Ints) -> Curves:
+        """Those of some queries."""
+        return Curves(gains=self.gains[rows], costs=self.costs[rows], menus=tuple(self.menus[int(row)] for row in rows))
+
+
 def curves_of(drafts: Sequence[Draft]) -> Curves:
     """What the choices of each draft gain and cost."""
-    curves = _counted(drafts)
-    menus = {row: menu_of(draft) for row, draft in enumerate(drafts) if draft.others}
-    if not menus:
-        return curves
-    width = max(curves.gains.shape[1], *(len(menu.picks) for menu in menus.values()))
-    gains, costs = widened(curves.gains, width), widened(curves.costs, width)
-    for row, menu in menus.items():
-        gains[row], costs[row] = widened(menu.gains, width), widened(menu.costs, width)
-    return Curves(gains=gains, costs=costs)
+    gains, costs = _counted(drafts)
+    menus = tuple(menu_of(draft) if draft.others else None for draft in drafts)
+    width = max(gains.shape[1], *(len(menu.picks) for menu in menus if menu is not None), 0)
+    gains, costs = widened(gains, width), widened(costs, width)
+    for row, menu in enumerate(menus):
+        if menu is not None:
+            gains[row], costs[row] = widened(menu.gains, width), widened(menu.costs, width)
+    return Curves(gains=gains, costs=costs, menus=menus)
 
 
-def plain_arms(drafts: Sequence[Draft]) -> Ints:
+def plain_arms(drafts: Sequence[Draft], curves: Curves) -> Ints:
     """The column of what each draft is given where money is not scarce."""
-    return np.array([(len(menu_of(d).picks) if d.others else max(1, d.plan.samples_max)) - 1 for d in drafts])
+    counts = [
+        max(1, draft.plan.samples_max) if menu is None else len(menu.picks)
+        for draft, menu in zip(drafts, curves.menus, strict=True)
+    ]
+    return np.array(counts) - 1
 
 
-def pick_at(draft: Draft, column: int) -> Pick:
-    """The choice that a column of the curves stands for."""
-    return menu_of(draft).picks[column] if draft.others else Pick(draft=draft, samples_max=column + 1)
+def pick_at(draft: Draft, menu: Menu | None, column: int) -> Pick:
+    """The choice that a column of the draft's curves stands for."""
+    return Pick(draft=draft, samples_max=column + 1) if menu is None else menu.picks[column]
 
 
 def menu_of(draft: Draft) -> Menu:
@@ -114,10 +118,9 @@ def _cascaded(draft: Draft) -> Menu:
 
 def _apart(draft: Draft) -> Menu:
     curves = [(_counted([variant]), variant) for variant in draft.variants]
-    curves.sort(key=lambda each: (float(each[0].gains[0, -1]), -float(each[0].costs[0, -1])))
-    picks = [Pick(draft=v, samples_max=n + 1) for each, v in curves for n in range(each.gains.shape[1])]
-    gains = np.concatenate([each.gains[0] for each, _ in curves])
-    costs = np.concatenate([each.costs[0] for each, _ in curves])
+    curves.sort(key=lambda each: (float(each[0][0][0, -1]), -float(each[0][1][0, -1])))
+    picks = [Pick(draft=v, samples_max=n + 1) for (gains, _), v in curves for n in range(gains.shape[1])]
+    gains, costs = (np.concatenate([each[kind][0] for each, _ in curves]) for kind in (0, 1))
     singles = [i for i, pick in enumerate(picks) if pick.samples_max == 1]
     first = max(singles, key=lambda i: gains[i] / max(costs[i], TINY))
     order = [first, *range(len(picks))]
@@ -135,7 +138,7 @@ def widened(values: Floats, width: int) -> Floats:
     return np.pad(values, short, "edge")
 
 
-def _counted(drafts: Sequence[Draft]) -> Curves:
+def _counted(drafts: Sequence[Draft]) -> tuple[Floats, Floats]:
     """What 1..A samples of each draft gain and cost; past its own limit, no more than at it."""
     most = max(max(1, draft.plan.samples_max) for draft in drafts)
     alpha = np.array([draft.prediction.alpha for draft in drafts])
@@ -148,7 +151,7 @@ def _counted(drafts: Sequence[Draft]) -> Curves:
     costs[at_once] = prompt[at_once, None] + np.arange(most + 1) * sample[at_once, None]
     limits = np.array([max(1, draft.plan.samples_max) for draft in drafts])
     within = np.minimum(np.arange(1, most + 1), limits[:, None])
-    return Curves(gains=np.take_along_axis(gains, within, 1), costs=np.take_along_axis(costs, within, 1))
+    return np.take_along_axis(gains, within, 1), np.take_along_axis(costs, within, 1)
 
 
 def prompt_nanousd(draft: Draft) -> float:

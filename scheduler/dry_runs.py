@@ -126,9 +126,9 @@ def weigh(drafts: Sequence[Draft], predictor: Predictor, prospects: Prospects) -
         with_beliefs(drafts, predictor), predictor.past if isinstance(predictor, Remembers) else _nothing
     )
     curves = curves_of(drafts)
-    prospects.add(curves, exact=any(draft.others for draft in drafts))
+    prospects.add(curves)
     sums = np.zeros(len(COSTS), np.int64)
-    for draft, expected in zip(drafts, curves.costs[np.arange(len(drafts)), plain_arms(drafts)], strict=True):
+    for draft, expected in zip(drafts, curves.costs[np.arange(len(drafts)), plain_arms(drafts, curves)], strict=True):
         low = min(_least_nanousd(variant) for variant in draft.variants)
         worsts = [_most_nanousd(variant) for variant in draft.variants]
         worst = sum(worsts) if draft.plan.arm.kind == "best_of_n" else max(worsts)

@@ -31,32 +31,32 @@ class Reach:
 class Prospects:
     """The queries of a batch, as far as a forecast needs them: a block of choices for each part of it."""
 
-    _blocks: list[Curves] = field(default_factory=list)
+    _blocks: list[tuple[Floats, Floats]] = field(default_factory=list)
 
-    def add(self, curves: Curves, *, exact: bool = False) -> None:
+    def add(self, curves: Curves) -> None:
         """More queries; of their choices only COUNTS and the last are kept, where those are numbers of samples."""
         most = curves.gains.shape[1]
-        counts = range(1, most + 1) if exact else sorted({*(n for n in COUNTS if n < most), most})
+        are_counts = all(menu is None for menu in curves.menus)
+        counts = sorted({*(n for n in COUNTS if n < most), most}) if are_counts else range(1, most + 1)
         columns = np.array(counts) - 1
-        self._blocks.append(Curves(gains=curves.gains[:, columns], costs=curves.costs[:, columns]))
+        self._blocks.append((curves.gains[:, columns], curves.costs[:, columns]))
 
-    def together(self) -> Curves | None:
-        """The choices of all of them; None of none."""
-        if not self._blocks:
-            return None
-        width = max(block.gains.shape[1] for block in self._blocks)
-        return Curves(
-            gains=np.concatenate([widened(block.gains, width) for block in self._blocks]),
-            costs=np.concatenate([widened(block.costs, width) for block in self._blocks]),
-        )
+    def together(self) -> tuple[Floats, Floats]:
+        """(Q, A) what the choices of all of them gain and cost; of one query at least."""
+        width = max(gains.shape[1] for gains, _ in self._blocks)
+        gains, costs = (np.concatenate([widened(block[kind], width) for block in self._blocks]) for kind in (0, 1))
+        return gains, costs
+
+    def __bool__(self) -> bool:
+        return bool(self._blocks)
 
 
 def reaches(prospects: Prospects, budgets_nanousd: Sequence[int]) -> tuple[Reach, ...]:
     """What each amount is expected to bring, spent where it helps most."""
-    curves = prospects.together()
-    if curves is None:
+    if not prospects:
         return tuple(Reach(budget_nanousd=b, right=0.0, used_nanousd=0, abandoned=0, price="") for b in budgets_nanousd)
-    return tuple(_reach(curves.gains, curves.costs, budget) for budget in budgets_nanousd)
+    gains, costs = prospects.together()
+    return tuple(_reach(gains, costs, budget) for budget in budgets_nanousd)
 
 
 def _reach(gains: Floats, costs: Floats, budget_nanousd: int) -> Reach:

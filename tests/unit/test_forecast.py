@@ -16,7 +16,7 @@ def prospects(*queries: tuple[float, float, int, bool]) -> Prospects:
     most = int(limits.max())
     gains, costs = arm_curves(alpha, beta, prompt, sample, voted=voted, samples_max=most)
     found = Prospects()
-    found.add(Curves(gains=gains[:, 1:], costs=costs[:, 1:]))
+    found.add(Curves(gains=gains[:, 1:], costs=costs[:, 1:], menus=(None,) * len(queries)))
     return found
 
 

@@ -24,7 +24,7 @@ from scheduler.prediction import Predictor
 from scheduler.priors import PlainPriors
 from scheduler.reports import By, Scope, spend_report
 from scheduler.settings import Settings
-from scheduler.states import AttemptState, QueryState
+from scheduler.states import QueryState
 from scheduler.types import Arm, Prediction, Query, Sample, Usage
 from tests.factories import NOW, WORKER, add_batch, add_cap, add_llm, add_query, add_tenant, new_sessions
 from tests.unit.test_execution import AtOnce, ScriptedEngine, answers
@@ -190,13 +190,19 @@ def test_an_answer_of_the_first_model_is_kept_where_money_ends_before_the_second
     assert query.chosen_sample_id is not None
 
 
-def test_samples_of_a_lost_attempt_are_not_bought_again(sessions: sessionmaker[Session]) -> None:
-    query_id = begin(sessions, samples_max=4)
+def lose(sessions: sessionmaker[Session], *bought: tuple[str, bool]) -> None:
+    """Plan the query that waits, buy these answers, right or wrong, and lose the worker."""
     with sessions.begin() as session:
         [attempt_id] = fund_window(session, planned(session), NOW)
         [work] = settlement.claim(session, [attempt_id], WORKER, NOW)
-        buy(session, work.funded, "1", correct=False)
+        for text, correct in bought:
+            buy(session, work.funded, text, correct=correct)
         recovery.take_back(session, [attempt_id], SETTINGS, NOW)
+
+
+def test_samples_of_a_lost_attempt_are_not_bought_again(sessions: sessionmaker[Session]) -> None:
+    query_id = begin(sessions, samples_max=4)
+    lose(sessions, ("1", False))
 
     plan = attempt(sessions, ScriptedEngine(answers("21")))
 
@@ -207,11 +213,7 @@ def test_samples_of_a_lost_attempt_are_not_bought_again(sessions: sessionmaker[S
 
 def test_an_accepted_answer_of_a_lost_attempt_ends_the_query(sessions: sessionmaker[Session]) -> None:
     query_id = begin(sessions)
-    with sessions.begin() as session:
-        [attempt_id] = fund_window(session, planned(session), NOW)
-        [work] = settlement.claim(session, [attempt_id], WORKER, NOW)
-        buy(session, work.funded, "21", correct=True)
-        recovery.take_back(session, [attempt_id], SETTINGS, NOW)
+    lose(sessions, ("21", True))
 
     attempt(sessions, ScriptedEngine())
 
@@ -342,24 +344,15 @@ def test_each_model_learns_from_its_own_samples(sessions: sessionmaker[Session])
 
 def test_five_plans_that_nobody_died_under_do_not_count_as_five_deaths(sessions: sessionmaker[Session]) -> None:
     query_id = begin(sessions, attempts=Settings().attempts_max)
-    with sessions.begin() as session:
-        [attempt_id] = fund_window(session, planned(session), NOW)
-        settlement.claim(session, [attempt_id], WORKER, NOW)
-        recovery.take_back(session, [attempt_id], SETTINGS, NOW)
+    lose(sessions)
 
     assert row(sessions, query_id).state == QueryState.QUEUED
 
 
 def test_a_plan_that_bought_nothing_is_not_made_again(sessions: sessionmaker[Session]) -> None:
     query_id = begin(sessions)
-    with sessions.begin() as session:
-        [attempt_id] = fund_window(session, planned(session), NOW)
-        [work] = settlement.claim(session, [attempt_id], WORKER, NOW)
-        buy(session, work.funded, "1", correct=False)
-        buy(session, work.funded, "1", correct=False)
-        session.execute(update(Attempt).values(state=AttemptState.LOST))
-        session.execute(update(QueryRow).values(state=QueryState.QUEUED))
+    lose(sessions, ("1", False), ("1", False))
 
-    plans = [attempt(sessions, ScriptedEngine(*[answers("1")] * 2))]
+    plan = attempt(sessions, ScriptedEngine(*[answers("1")] * 2))
 
-    assert (plans[0].model, row(sessions, query_id).state) == (LARGE, QueryState.ANSWERED)
+    assert (plan.model, row(sessions, query_id).state) == (LARGE, QueryState.ANSWERED)
