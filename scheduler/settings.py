@@ -103,6 +103,8 @@ class Settings(BaseSettings):
             raise ValueError("bundle_size must not exceed in_flight_max: a worker starts a bundle at once")
         if self.lease_s < 2 * self.heartbeat_s:
             raise ValueError("lease_s must be at least two heartbeats, or every worker looks dead")
+        if self.tokenizer_path is not None and len(self.llm_urls) > 1:
+            raise ValueError("tokenizer_path is one model's, which prompts of the others would be counted by; unset it")
         return self
 
     @classmethod
@@ -118,6 +120,14 @@ class Settings(BaseSettings):
 def addresses(text: str) -> tuple[str, ...]:
     """Addresses separated by commas or blanks, each once and without a slash at its end."""
     return tuple(dict.fromkeys(each.rstrip("/") for each in text.replace(",", " ").split()))
+
+
+def one_address(text: str) -> str:
+    """The address that a text holds. Raises InvalidRequest where it holds none, or several."""
+    found = addresses(text)
+    if len(found) != 1:
+        raise InvalidRequest(f"'{text}' names {len(found)} model servers; name one with --llm-url URL.")
+    return found[0]
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

@@ -26,8 +26,10 @@ def probe(
     """Add a hidden state and log-probability statistics of every question to a pool, with a real vLLM of its own."""
     from scheduler.cli.parts import served_models  # noqa: PLC0415 (slow to import)
     from scheduler.cli.prober import Served, probe_pool  # noqa: PLC0415
+    from scheduler.settings import one_address  # noqa: PLC0415
 
-    served = Served(url=llm_url, model=served_models(llm_url.rstrip("/"))[0]) if llm_url else None
+    url = one_address(llm_url) if llm_url else None
+    served = Served(url=url, model=served_models(url)[0]) if url else None
     lines, asked = probe_pool(pool, llm, out, layer, served, vllm_arguments or ())
     if as_json:
         print_json({"out": str(out), "lines": lines, "questions_asked": asked})

@@ -22,7 +22,7 @@ from scheduler.cli.output import complain, complaints
 from scheduler.errors import Conflict, EngineRejected, InvalidRequest, SchedulerError
 from scheduler.recording import Recording, read_workload, record, refuse_another_recording
 from scheduler.requests import ParsedQuery
-from scheduler.settings import Settings, addresses
+from scheduler.settings import Settings, one_address
 
 STDIN = "-"
 CONTEXT_TOKENS = 4096
@@ -61,10 +61,7 @@ class Recorded:
 
 def record_pool(workload: Path, out: Path, wanted: Wanted) -> Recorded:
     """Record what the pool does not hold yet. Raises InvalidRequest, Conflict, or EngineError when the server fails."""
-    urls = addresses(wanted.llm_url or _profile_llm_url() or Settings.from_env().llm_url)
-    if len(urls) != 1:
-        raise InvalidRequest(f"There are {len(urls)} model servers; name the one to record with --llm-url URL.")
-    [url] = urls
+    url = one_address(wanted.llm_url or _profile_llm_url() or Settings.from_env().llm_url)
     with _lines_of(workload) as lines:
         queries = read_workload(lines, _llms(url), wanted.model)
     recording = _recording(queries, out, wanted)

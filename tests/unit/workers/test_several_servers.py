@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
 from scheduler.engine import Abort, Generation, GenerationRequest, Progress
 from scheduler.engines import engine_of
-from scheduler.errors import EngineError, EngineRejected, EngineUnavailable
-from scheduler.settings import Settings
+from scheduler.errors import EngineError, EngineRejected, EngineUnavailable, InvalidRequest
+from scheduler.settings import Settings, one_address
 from scheduler.types import Llm, Usage
 from workers.engines import make_engine
 from workers.engines.several import SeveralServers
@@ -128,3 +129,30 @@ def test_the_settings_name_one_server_or_several() -> None:
     assert isinstance(make_engine(one), VllmEngine)
     assert isinstance(make_engine(two), SeveralServers)
     assert (engine_of(one), engine_of(two)) == ("http://a:8000/v1", "http://a:8000/v1, http://b:8000/v1")
+
+
+@pytest.mark.parametrize("text", ["", ",", "http://a/v1,http://b/v1"])
+def test_where_one_server_is_meant_none_or_several_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequest, match="name one with --llm-url"):
+        one_address(text)
+
+
+def test_one_models_tokenizer_counts_no_prompts_of_several_servers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ALLOTD_TOKENIZER_PATH", str(tmp_path))
+    monkeypatch.setenv("ALLOTD_LLM_URL", "http://a/v1,http://b/v1")
+
+    with pytest.raises(InvalidRequest, match="tokenizer_path is one model's"):
+        Settings.from_env()
+
+
+def test_a_server_that_hangs_keeps_nobody_waiting_for_the_others_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Hanging(Server):
+        async def llms(self) -> tuple[Llm, ...]:
+            await asyncio.Event().wait()
+            return ()
+
+    monkeypatch.setattr("workers.engines.several.LIST_TIMEOUT_S", 0.01)
+
+    assert [llm.name for llm in asyncio.run(together(Hanging(), Server("a")).llms())] == ["a"]
