@@ -32,6 +32,7 @@ from scheduler.intake import advance_intake
 from scheduler.outages import in_words
 from scheduler.peers import share_out
 from scheduler.planning import choose_window, fund_window
+from scheduler.probing_ahead import probing
 from scheduler.settings import Settings
 from scheduler.states import QUERY_OPEN, BatchState
 from scheduler.tuning import tuning
@@ -183,8 +184,9 @@ class Daemon:
     def plan(self) -> bool:
         """Plan and fund one window."""
         settings, now = self.services.settings, self.services.clock()
+        awaits = settings.probe_url is not None and bool(self.predictor.views)
         with looking(self.services.sessions) as session:
-            rows = choose_window(session, self.rotation, settings, now)
+            rows = choose_window(session, self.rotation, settings, now, awaits_probes=awaits)
             drafts = draft_plans(session, rows, self.predictor, settings, now) if rows else []
             drafts = share_out(drafts, self.predictor.past)
             window = allot_window(session, drafts, settings, now, may_abandon=self.predictor.is_learned)
@@ -259,7 +261,7 @@ def run(settings: Settings) -> None:
             log.info("daemon_leads")
             services = make_services(settings)
             daemon = Daemon(services=services, celery=dispatch.make_celery(settings.broker_url))
-            with delivering(services), auditing(services), tuning(services):
+            with delivering(services), auditing(services), tuning(services), probing(services):
                 wait = 1.0
                 while not stop.is_set() and leads():
                     busy = daemon.tick(wait)

@@ -18,9 +18,10 @@ from scheduler.core.pricing import Price
 from scheduler.core.strategies.named import draws_all, is_vote
 from scheduler.ledger import price_at, tightest_cap
 from scheduler.prediction import Predictor
+from scheduler.probes import probes_of
 from scheduler.settings import Settings
 from scheduler.tokens import TEMPLATE_TOKENS, estimate_prompt
-from scheduler.types import Arm, Plan, Prediction, Query, Verdict, VerifierSpec
+from scheduler.types import Arm, Plan, Prediction, Probe, Query, Verdict, VerifierSpec
 
 UNKNOWN = Prediction(alpha=1.0, beta=1.0, tokens_p50=1, tokens_p90=1, version="")
 """Before a query is predicted, together with others."""
@@ -82,10 +83,11 @@ def draft_plans(
     """A plan for each query, with what every model that may still be asked could be given."""
     llms = {llm.name: llm for llm in session.scalars(select(LlmRow))}
     asked = asked_so_far(session, rows)
+    probes = probes_of(session, [row.id for row in rows])
     models = [open_models(row, asked[row.id]) if row.models_json else models_of(row) for row in rows]
     prices = {model: price_at(session, model, now) for model in {model for some in models for model in some}}
     drafts = [
-        draft_for(row, llms.get(model), model, prices[model], settings, asked.get(row.id))
+        draft_for(row, llms.get(model), model, prices[model], settings, asked.get(row.id), probes.get(row.id))
         for row, some in zip(rows, models, strict=True)
         for model in some
     ]
@@ -103,9 +105,10 @@ def draft_for(
     price: Price,
     settings: Settings,
     asked: Mapping[str, Asked] | None = None,
+    probe: Probe | None = None,
 ) -> Draft:
     """What a query could be given if `model` were asked, of which it has drawn what `asked` says."""
-    query = as_query(row, llm, model)
+    query = as_query(row, llm, model, probe)
     strategy = choose_strategy(row.strategy, query.verifier, row.samples_max, query.temperature)
     if row.models_json and query.verifier is not None and query.verifier.can_judge:
         strategy = "best_of_n"  # also where each model draws one sample: the next model's is another one
@@ -202,7 +205,9 @@ def tokens_floor(plan: Plan, prediction: Prediction) -> int:
     return min(plan.tokens_max, prediction.tokens_p90)
 
 
-def as_query(row: QueryRow | Any, llm: LlmRow | Any | None, model: str | None = None) -> Query:
+def as_query(
+    row: QueryRow | Any, llm: LlmRow | Any | None, model: str | None = None, probe: Probe | None = None
+) -> Query:
     """A query row as the value that predictors and strategies see, as one that `model` is asked (else the row's own).
 
     Prompt tokens are counted where not yet known.
@@ -226,4 +231,5 @@ def as_query(row: QueryRow | Any, llm: LlmRow | Any | None, model: str | None = 
         tenant_id=row.tenant_id,
         temperature=body.get("temperature"),
         params={key: value for key, value in body.items() if key not in {"model", "messages"}},
+        probe=probe,
     )

@@ -14,8 +14,9 @@ from models.tables import PlanRow, QueryRow, SampleRow, Wave
 from scheduler.core.strategies.named import draws_all, is_vote, kind_of
 from scheduler.drafts import as_query
 from scheduler.learning import Drawn, Example
+from scheduler.probes import probes_of
 from scheduler.states import QUERY_FINAL, USABLE
-from scheduler.types import Prediction
+from scheduler.types import Prediction, Probe
 
 EXAMPLES_MAX = 20_000
 """The newest settled queries that are learned from."""
@@ -81,6 +82,7 @@ def _examples(session: Session, ids: Sequence[int]) -> list[Example]:
     wanted = wanted.where(SampleRow.query_id.in_(ids), SampleRow.finish_reason.in_(USABLE))
     for sample in session.execute(wanted.order_by(SampleRow.id)):
         samples[sample.query_id].append(sample)
+    probes = probes_of(session, ids)
     found = []
     for row in rows:
         found_right = list(zip(samples[row.id], verdicts(row, samples[row.id]), strict=True))
@@ -88,12 +90,12 @@ def _examples(session: Session, ids: Sequence[int]) -> list[Example]:
             drawn = [(sample, right) for sample, right in found_right if sample.model == model]
             plan = plans.get((row.id, model))
             if plan is not None and any(right is not None for _, right in drawn):
-                found.append(_example(row, plan, drawn))
+                found.append(_example(row, plan, drawn, probes.get(row.id)))
     return found
 
 
-def _example(row: QueryRow, plan: PlanRow, drawn: Sequence[tuple[Any, bool | None]]) -> Example:
-    query = as_query(row, None, plan.model)
+def _example(row: QueryRow, plan: PlanRow, drawn: Sequence[tuple[Any, bool | None]], probe: Probe | None) -> Example:
+    query = as_query(row, None, plan.model, probe)
     can_judge = query.verifier is not None and query.verifier.can_judge
     kind = kind_of(plan.strategy)
     return Example(

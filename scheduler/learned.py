@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -13,11 +14,16 @@ from models.learned.facts import Examples, Facts
 from models.learned.predictor import EXAMPLES_MIN, DifficultyPredictor
 from scheduler.core.beliefs import Beliefs, Floats
 from scheduler.core.evidence import NO_ANSWER, Samples
+from scheduler.core.judging import Judged, gain_over
 from scheduler.core.said import said
 from scheduler.learning import Drawn, Example, Learned, Past, plain_priors
 from scheduler.priors import FrozenPriors
-from scheduler.types import Arm, Lessons, Prediction, Query
+from scheduler.probes import PROBE_TYPE
+from scheduler.types import Arm, Lessons, Prediction, Probe, Query
 
+View = tuple[str, int]
+"""A probe's view, and how many bytes its vectors have: a server may be exchanged for another under the same name."""
+NO_VIEW: View = ("", 0)
 PAST_MAX = 500
 """Earlier queries that a predictor remembers one by one."""
 
@@ -31,16 +37,36 @@ class TextLearner:
         for example in examples:
             if example.judged:
                 by_model[example.query.model].append(example)
-        models, pasts = {}, {}
+        models, probed, pasts = {}, {}, {}
         for model, mine in by_model.items():
-            if len(mine) >= EXAMPLES_MIN:
-                models[model] = DifficultyPredictor()
-                pasts[model] = _past(models[model].fit_beliefs(as_examples(mine)), mine)
-        return TextPredictor(version, models, plain_priors(examples).frozen(version), pasts)
+            if len(mine) < EXAMPLES_MIN:
+                continue
+            models[model] = DifficultyPredictor(with_probe=False)
+            unseen = models[model].fit_beliefs(as_examples(mine))
+            pasts[model] = _past(unseen, mine)
+            seen = [row for row, example in enumerate(mine) if _is_of(example.query, _newest_view(mine))]
+            if len(seen) >= EXAMPLES_MIN:
+                some = [mine[row] for row in seen]
+                sighted = Sighted(view=_newest_view(mine), predictor=DifficultyPredictor())
+                better = sighted.predictor.fit_beliefs(as_examples(some))
+                if gain_over(_judged(unseen.take(np.array(seen)), some), _judged(better, some)).low > 0:
+                    probed[model], pasts[model] = sighted, _past(better, some)
+        return TextPredictor(version, models, plain_priors(examples).frozen(version), pasts, probed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sighted:
+    """A predictor of queries that have a probe of one view."""
+
+    view: View
+    predictor: DifficultyPredictor
 
 
 class TextPredictor:
-    """Predicts with the estimator of each query's model; with plain priors where there is none."""
+    """Predicts with the estimator of each query's model; with plain priors where there is none.
+
+    A model may have another one, for queries with a probe.
+    """
 
     kind = "text"
 
@@ -50,20 +76,31 @@ class TextPredictor:
         models: Mapping[str, DifficultyPredictor],
         others: FrozenPriors,
         pasts: Mapping[str, Past],
+        probed: Mapping[str, Sighted] = MappingProxyType({}),
     ) -> None:
         self.version = version
         self._models = dict(models)
         self._others = others
         self._pasts = dict(pasts)
+        self._probed = dict(probed)
+
+    @property
+    def views(self) -> frozenset[str]:
+        """The probes' views it can read."""
+        return frozenset(sighted.view[0] for sighted in self._probed.values())
 
     def predict(self, queries: Sequence[Query], arms: Sequence[Arm]) -> list[Prediction]:
         """One prediction per pair of `queries` and `arms`, in order."""
         found = self._others.predict(queries, arms)
         for model, predictor in self._models.items():
             rows = [row for row, arm in enumerate(arms) if arm.model == model]
-            beliefs = predictor.beliefs([as_facts(queries[row]) for row in rows])
-            for at, row in enumerate(rows):
-                found[row] = _as_prediction(beliefs, at, self.version)
+            sighted = self._probed.get(model)
+            seen = [row for row in rows if sighted is not None and _is_of(queries[row], sighted.view)]
+            unseen = sorted(set(rows) - set(seen))
+            for reader, some in ((predictor, unseen), (sighted.predictor if sighted else predictor, seen)):
+                beliefs = reader.beliefs([as_facts(queries[row]) for row in some])
+                for at, row in enumerate(some):
+                    found[row] = _as_prediction(beliefs, at, self.version)
         return found
 
     def past(self, model: str) -> Past | None:
@@ -72,7 +109,7 @@ class TextPredictor:
 
     def lessons(self) -> dict[str, Lessons]:
         """By model, what its samples say beyond their number."""
-        return {model: predictor.lessons for model, predictor in self._models.items()}
+        return {model: self._main(model).lessons for model in self._models}
 
     def content(self) -> dict[str, Any]:
         """Plain values, arrays and estimators that a file can hold."""
@@ -82,17 +119,18 @@ class TextPredictor:
             "models": self._models,
             "others": self._others.content(),
             "pasts": {model: asdict(past) for model, past in self._pasts.items()},
+            "probed": {model: (*sighted.view, sighted.predictor) for model, sighted in self._probed.items()},
         }
 
     def about(self) -> dict[str, Any]:
-        """Of each model: whether the text said anything, and whether the probe and embeddings could be used."""
+        """Of each model: whether the text said anything, which probe did, and whether embeddings could be used."""
         return {
             "models": {
                 name: {
                     "uses_text": model.uses_features_,
-                    "uses_evidence": model.uses_evidence_,
-                    "weighs_votes": bool(model.lessons.voting),
-                    "uses_probe": model.featuriser_.with_probe,
+                    "uses_evidence": self._main(name).uses_evidence_,
+                    "weighs_votes": bool(self._main(name).lessons.voting),
+                    "uses_probe": self._probed[name].view[0] if name in self._probed else None,
                     "uses_embedding": model.featuriser_.with_embedding,
                     "tasks": len(model.featuriser_.tasks_),
                 }
@@ -106,10 +144,39 @@ class TextPredictor:
     def restored(cls, content: Mapping[str, Any]) -> Self:
         """From those values. Raises ValueError where one of the models is none."""
         models = content["models"]
-        if not all(isinstance(model, DifficultyPredictor) for model in models.values()):
+        probed = {
+            model: Sighted(view=(view, width), predictor=predictor)
+            for model, (view, width, predictor) in content.get("probed", {}).items()
+        }
+        held = [*models.values(), *(sighted.predictor for sighted in probed.values())]
+        if not all(isinstance(model, DifficultyPredictor) for model in held):
             raise ValueError("it holds a model that is not ours")
         pasts = {model: Past(**past) for model, past in content.get("pasts", {}).items()}
-        return cls(str(content["version"]), models, FrozenPriors.restored(content["others"]), pasts)
+        return cls(str(content["version"]), models, FrozenPriors.restored(content["others"]), pasts, probed)
+
+    def _main(self, model: str) -> DifficultyPredictor:
+        """The predictor of most queries of a model: where probes tell more, few have none."""
+        return self._probed[model].predictor if model in self._probed else self._models[model]
+
+
+def _newest_view(examples: Sequence[Example]) -> View:
+    """The view of the newest probe among the examples; of none where there is no probe."""
+    return next((_view(e.query.probe) for e in reversed(examples) if e.query.probe is not None), NO_VIEW)
+
+
+def _view(probe: Probe) -> View:
+    return probe.view, len(probe.vector)
+
+
+def _is_of(query: Query, view: View) -> bool:
+    """Whether a query has a probe of a view."""
+    return query.probe is not None and _view(query.probe) == view
+
+
+def _judged(beliefs: Beliefs, examples: Sequence[Example]) -> Judged:
+    """What was believed of examples, beside what they showed."""
+    right, judged = (np.array([getattr(example, name) for example in examples]) for name in ("right", "judged"))
+    return Judged(alpha=beliefs.alpha, beta=beliefs.beta, right=right, judged=judged)
 
 
 def _past(unseen: Beliefs, examples: Sequence[Example]) -> Past:
@@ -126,7 +193,13 @@ def _past(unseen: Beliefs, examples: Sequence[Example]) -> Past:
 
 def as_facts(query: Query) -> Facts:
     """What a predictor may know of a query before anything is spent."""
-    return Facts(text=query.text, prompt_tokens=query.prompt_tokens, task=query.task, tenant=query.tenant_id)
+    return Facts(
+        text=query.text,
+        prompt_tokens=query.prompt_tokens,
+        task=query.task,
+        tenant=query.tenant_id,
+        probe=None if query.probe is None else np.frombuffer(query.probe.vector, PROBE_TYPE),
+    )
 
 
 def as_examples(examples: Sequence[Example]) -> Examples:

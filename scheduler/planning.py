@@ -7,29 +7,36 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, bindparam, func, insert, select, true, update
+from sqlalchemy import bindparam, func, insert, select, update
 from sqlalchemy.orm import Session
 
-from models.tables import Attempt, Batch, PlanRow, PriceRow, QueryRow, Tenant, Worker
+from models.tables import Attempt, Batch, PlanRow, QueryRow, Tenant, Worker
 from scheduler import refusals
 from scheduler.admission import room_of
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.drafts import Draft
 from scheduler.ledger import tightest_cap
+from scheduler.probes import ready
 from scheduler.settings import Settings
 from scheduler.states import AttemptState, BatchState, QueryState
+from scheduler.waiting import WANTED_FIRST, waiting_groups, waits_in
 
 AHEAD = 2
 """Attempts kept funded per place in a worker: one that runs and one that waits, so that no place stands empty."""
 
-WANTED_FIRST = (QueryRow.priority.desc(), QueryRow.id)
-"""The order in which a tenant wants its queries answered."""
-
 
 def choose_window(
-    session: Session, rotation: DeficitRoundRobin, settings: Settings, now: datetime
+    session: Session,
+    rotation: DeficitRoundRobin,
+    settings: Settings,
+    now: datetime,
+    *,
+    awaits_probes: bool = False,
 ) -> Sequence[QueryRow]:
-    """The queries to plan next: as many as workers will soon have room for, fair across tenants."""
+    """The queries to plan next: as many as workers will soon have room for, fair across tenants.
+
+    Where it `awaits_probes`, new queries are left for a moment in which they may get one.
+    """
     room = min(settings.window_size, _room(session, settings, now))
     if room <= 0:
         return []
@@ -46,6 +53,8 @@ def choose_window(
         tenant.id: _heads(session, tenant.id, models[tenant.id], min(each, own_room.get(tenant.id, each)))
         for tenant in tenants
     }
+    if awaits_probes:
+        heads = {tenant_id: ready(session, rows, now) for tenant_id, rows in heads.items()}
     costs = {tenant_id: [_rough_cost(row) for row in rows] for tenant_id, rows in heads.items()}
     turns = rotation.choose(costs, {tenant.id: tenant.weight for tenant in tenants}, room)
     return [row for tenant_id, count in turns.items() for row in heads[tenant_id][:count]]
@@ -116,32 +125,6 @@ def _abandon(session: Session, drafts: Sequence[Draft], now: datetime) -> None:
         ).first()
         if abandoned is not None:
             session.execute(insert(PlanRow), [_plan_row(draft, now) | {"samples_max": 0}])
-
-
-def waiting_groups(session: Session, state: QueryState) -> list[tuple[str, str]]:
-    """The tenants and models of queries that wait in a state: a look into the index for each pair of them."""
-    models = select(PriceRow.model).distinct().subquery()  # what has no price is not taken in
-    waits = (
-        select(QueryRow.id)
-        .where(QueryRow.state == state, QueryRow.tenant_id == Tenant.id, QueryRow.model == models.c.model)
-        .limit(1)
-        .correlate(Tenant, models)
-        .scalar_subquery()
-    )
-    pairs = select(Tenant.id, models.c.model).join(models, true()).where(waits.is_not(None))
-    return [(row.id, row.model) for row in session.execute(pairs.order_by(Tenant.id, models.c.model))]
-
-
-def waits_in(state: QueryState, tenant_id: str, model: str) -> ColumnElement[bool]:
-    """Whether a query waits in a state, in a batch that is in progress."""
-    # A scalar subquery is looked up where it stands; a join could be done by reading all that waits.
-    batch_state = select(Batch.state).where(Batch.id == QueryRow.batch_id).correlate(QueryRow).scalar_subquery()
-    return and_(
-        QueryRow.state == state,
-        QueryRow.tenant_id == tenant_id,
-        QueryRow.model == model,
-        batch_state == BatchState.IN_PROGRESS,
-    )
 
 
 def _room(session: Session, settings: Settings, now: datetime) -> int:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, TypeVar
 
 import httpx
 
-from scheduler.errors import EngineRejected, EngineUnavailable
+from scheduler.errors import EngineRejected, EngineUnavailable, InvalidRequest
 
 CONCURRENCY = 32
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
+AHEAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
+"""For prompts that are read ahead: whoever waits for them does so for seconds only."""
+REFUSALS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
+"""What says that this prompt is wrong; anything else says that the server is."""
 DIGITS = 5
 """Significant digits of a vector's numbers: more say nothing, and fill the pool."""
 T = TypeVar("T")
@@ -37,12 +45,31 @@ def hidden_states(model: str, questions: Sequence[str], url: str) -> list[list[f
     Raises EngineRejected that quotes the question where the server refuses one.
     """
 
-    async def ask(client: httpx.AsyncClient, question: str) -> list[float]:
-        body = {**_chat(model, question), "add_generation_prompt": True, "use_activation": False}
-        answer = await _post(client, "embeddings", body, question)
-        return [float(f"{number:.{DIGITS}g}") for number in answer["data"][0]["embedding"]]
+    return asyncio.run(_ask_all(url, questions, partial(_hidden_state, model)))
 
-    return asyncio.run(_ask_all(url, questions, ask))
+
+def hidden_states_or_refusals(model: str, prompts: Sequence[str], url: str) -> list[list[float] | None]:
+    """The same, with None for each prompt that the server refuses. Of too long a prompt its end is read.
+
+    Raises EngineUnavailable where the server does not answer.
+    """
+
+    async def ask(client: httpx.AsyncClient, prompt: str) -> list[float] | None:
+        try:
+            return await _hidden_state(model, client, prompt, truncate_prompt_tokens=-1, truncation_side="left")
+        except EngineRejected:
+            return None
+
+    return asyncio.run(_ask_all(url, prompts, ask, AHEAD_TIMEOUT))
+
+
+def served_name(url: str) -> str:
+    """The name of the model that a server serves. Raises EngineUnavailable where it does not say."""
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/models", timeout=AHEAD_TIMEOUT, trust_env=False).raise_for_status()
+        return str(answer.json()["data"][0]["id"])
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError) as error:
+        raise EngineUnavailable(f"The server at {url} does not name its model: {error!r}.") from None
 
 
 def prompt_statistics(model: str, questions: Sequence[str], url: str) -> list[PromptStatistics]:
@@ -64,12 +91,24 @@ def statistics_of(prompt_logprobs: Sequence[Any]) -> PromptStatistics:
     return PromptStatistics(mean=fmean(known), std=pstdev(known), least=min(known), tokens=len(prompt_logprobs))
 
 
+async def _hidden_state(model: str, client: httpx.AsyncClient, prompt: str, **more: Any) -> list[float]:
+    body = {**_chat(model, prompt), "add_generation_prompt": True, "use_activation": False, **more}
+    answer = await _post(client, "embeddings", body, prompt)
+    try:
+        return [float(f"{number:.{DIGITS}g}") for number in answer["data"][0]["embedding"]]
+    except (KeyError, IndexError, TypeError, ValueError):
+        raise EngineUnavailable("What answers is no pooling server: there is no embedding in its answer.") from None
+
+
 def _chat(model: str, question: str) -> dict[str, Any]:
     return {"model": model, "messages": [{"role": "user", "content": question}]}
 
 
 async def _ask_all(
-    url: str, questions: Sequence[str], ask: Callable[[httpx.AsyncClient, str], Awaitable[T]]
+    url: str,
+    questions: Sequence[str],
+    ask: Callable[[httpx.AsyncClient, str], Awaitable[T]],
+    timeout: httpx.Timeout = TIMEOUT,
 ) -> list[T]:
     turns = asyncio.Semaphore(CONCURRENCY)
 
@@ -77,7 +116,7 @@ async def _ask_all(
         async with turns:
             return await ask(client, question)
 
-    async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT, trust_env=False) as client:
+    async with httpx.AsyncClient(base_url=f"{url.rstrip('/')}/", timeout=timeout, trust_env=False) as client:
         return list(await asyncio.gather(*(in_turn(client, question) for question in questions)))
 
 
@@ -86,6 +125,25 @@ async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any], ques
         answer = await client.post(path, json=body)
     except httpx.HTTPError as error:
         raise EngineUnavailable(f"The model server does not answer: {error!r}") from None
-    if answer.is_error:
+    if answer.status_code in REFUSALS:
         raise EngineRejected(f"The model server refuses the prompt {question[:60]!r}: {answer.text[:300]}")
-    return answer.json()
+    if answer.is_error:
+        raise EngineUnavailable(f"The model server answers {answer.status_code} at /{path}: {answer.text[:300]}")
+    try:
+        return answer.json()
+    except ValueError:
+        raise EngineUnavailable(f"The model server's answer at /{path} is no JSON: {answer.text[:60]!r}") from None
+
+
+def layer_of(llm: Path, layer: int | None) -> int:
+    """The layer of a model to be read: two thirds up where none is named, as middle ones told more than the last.
+
+    Raises InvalidRequest where the directory holds no model, or not that many layers and one more.
+    """
+    try:
+        layers = int(json.loads((llm / "config.json").read_text())["num_hidden_layers"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise InvalidRequest(f"{llm}: give a directory with a model's config.json and safetensors.") from None
+    if layer is not None and not 0 < layer < layers:
+        raise InvalidRequest(f"{llm} has {layers} layers; one between 1 and {layers - 1} can be read, {layer} cannot.")
+    return layer or max(1, layers * 2 // 3)

@@ -16,12 +16,12 @@ from scheduler import dispatch, ledger
 from scheduler.drafts import as_query
 from scheduler.execution import best_of
 from scheduler.ledger import tightest_cap
-from scheduler.planning import WANTED_FIRST, waiting_groups, waits_in
 from scheduler.predictors import lessons_of
 from scheduler.settings import Settings
 from scheduler.settlement import EXPIRED_BEST, KeptSample, as_plan, kept_samples
 from scheduler.states import AttemptState, BatchState, QueryState, WaveState
 from scheduler.types import COUNTS_ONLY, Outcome
+from scheduler.waiting import WANTED_FIRST, waiting_groups, waits_in
 
 AT_ONCE = 100
 """Rows taken back per transaction, so that none holds its locks for long."""

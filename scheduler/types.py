@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -34,6 +34,7 @@ class AlertKind(StrEnum):
     CAP_REACHED = "cap_reached"
     ENGINE_QUARANTINED = "engine_quarantined"
     PREDICTOR_UNUSABLE = "predictor_unusable"
+    PROBE_UNAVAILABLE = "probe_unavailable"
     LEDGER_UNBALANCED = "ledger_unbalanced"
 
 
@@ -55,6 +56,17 @@ class VerifierSpec:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """A small model's view of a prompt: the hidden state of its last token, as little-endian 32-bit floats.
+
+    `view` names the model and the layer. Vectors of two views have nothing in common.
+    """
+
+    view: str
+    vector: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Query:
     """One request of a tenant, as strategies and predictors see it.
 
@@ -71,18 +83,12 @@ class Query:
     tenant_id: str | None = None
     temperature: float | None = None
     params: Json = field(default_factory=dict)
+    probe: Probe | None = None
 
     @property
     def text(self) -> str:
         """The text of the conversation, message by message."""
-        parts: list[str] = []
-        for message in self.messages:
-            content = message.get("content")
-            if isinstance(content, str):
-                parts.append(content)
-            elif isinstance(content, list):
-                parts += [str(part.get("text", "")) for part in content if isinstance(part, dict)]
-        return "\n".join(parts)
+        return text_of(self.messages)
 
     @property
     def is_greedy(self) -> bool:
@@ -244,3 +250,15 @@ class Llm:
     tokenizer_path: str | None = None
     template_tokens: int | None = None
     template_system_tokens: int | None = None
+
+
+def text_of(messages: Iterable[Json]) -> str:
+    """The text of a conversation, message by message."""
+    parts: list[str] = []
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            parts.append(content)
+        elif isinstance(content, list):
+            parts += [str(part.get("text", "")) for part in content if isinstance(part, dict)]
+    return "\n".join(parts)

@@ -1,15 +1,10 @@
-"""A copy of a model without its last layers, for reading hidden states of a middle one.
-
-Run as `python -m workers.cut_model --llm DIRECTORY --layers N --out DIRECTORY`.
-"""
+"""A copy of a model without its last layers, for reading hidden states of a middle one."""
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,22 +52,3 @@ def is_kept(name: str, layers: int) -> bool:
     """Whether a weight belongs to no layer, or to one of the first."""
     found = LAYER.search(name)
     return found is None or int(found[1]) < layers
-
-
-def main() -> int:
-    """Read the command line, and cut."""
-    parser = argparse.ArgumentParser(description="Copy a model without its last layers.")
-    parser.add_argument("--llm", type=Path, required=True)
-    parser.add_argument("--layers", type=int, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
-    try:
-        cut(options.llm, options.layers, options.out)
-    except NotCut as error:
-        print(error, file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,26 +10,18 @@ from numpy.typing import NDArray
 from scheduler.core.evidence import Bools, Ints, Samples
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProbeFacts:
-    """What a small model's prefill says of the prompt: a hidden state, and its tokens' log-probabilities."""
-
-    vector: tuple[float, ...]
-    logprob_mean: float
-    logprob_std: float
-    logprob_min: float
-    tokens: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Facts:
-    """One query under one arm, before anything is spent on it."""
+    """One query under one arm, before anything is spent on it.
+
+    `probe` (D,) is a small model's hidden state at the end of the prompt.
+    """
 
     text: str
     prompt_tokens: int
     task: str | None = None
     tenant: str | None = None
-    probe: ProbeFacts | None = None
+    probe: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

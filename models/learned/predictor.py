@@ -18,6 +18,7 @@ from models.learned.facts import Examples, Facts
 from models.learned.features import Featuriser
 from models.learned.lengths import LengthRegressor
 from models.learned.rates import FallbackRates, RateRegressor
+from scheduler.core import judging
 from scheduler.core.beliefs import TOKENS_LEVELS, Beliefs, Evidence
 from scheduler.core.evidence import NO_ANSWER, Bools, Samples, see
 from scheduler.core.lessons import leader_right, next_right
@@ -64,9 +65,10 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
         right, drawn = examples.right, examples.samples_max.astype(np.float64)
         self.fallback_ = FallbackRates().fit(examples.facts, right, drawn)
         self.lengths_ = LengthRegressor().fit(x, examples.samples.tokens, examples.real)
-        rates, self.uses_features_ = self._rates_unseen(examples)
+        cases = _Cases(examples, self.seed)
+        rates = self._rates_unseen(examples, cases)
         self.rates_ = RateRegressor(seed=self.seed).fit(x, right, drawn) if self.uses_features_ else None
-        return self._fit_evidence(examples, rates)
+        return self._fit_evidence(examples, cases, rates)
 
     def beliefs(self, facts: Sequence[Facts]) -> Beliefs:
         """What to believe of queries before anything is spent."""
@@ -92,8 +94,10 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
         alpha, beta = self.scale_.transform(rates)
         return Beliefs(alpha=alpha, beta=beta, tokens_mean=tokens_mean, tokens_quantiles=quantiles)
 
-    def _rates_unseen(self, examples: Examples) -> tuple[Floats, bool]:
-        """What each example's rate would be believed to be without it, and whether features improve on its task's."""
+    def _rates_unseen(self, examples: Examples, cases: _Cases) -> Floats:
+        """What each example's rate would be believed to be without it: by its features, where they tell more than its
+        task and tenant do.
+        """
         right, drawn = examples.right, examples.samples_max.astype(np.float64)
         count = len(examples)
         plain, rich = np.zeros(count), np.zeros(count)
@@ -107,11 +111,10 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
                     featuriser.transform(part.facts), right[taught], drawn[taught]
                 )
                 rich[left] = model.predict(featuriser.transform(facts))
-        if count < EXAMPLES_MIN:
-            return plain, False
-        gain = _loss(plain, right, drawn) - _loss(rich, right, drawn)
-        helps = bool(gain.mean() > gain.std() / np.sqrt(count))
-        return (rich if helps else plain), helps
+        self.uses_features_ = count >= EXAMPLES_MIN and is_gain(
+            _losses(plain, cases, examples) - _losses(rich, cases, examples)
+        )
+        return rich if self.uses_features_ else plain
 
     def _splits(self, count: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         if count == 1:
@@ -119,13 +122,11 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
         folds = KFold(min(self.folds, count), shuffle=True, random_state=self.seed)
         return [(np.asarray(taught), np.asarray(left)) for taught, left in folds.split(np.arange(count))]
 
-    def _fit_evidence(self, examples: Examples, rates: Floats) -> Beliefs:
+    def _fit_evidence(self, examples: Examples, cases: _Cases, rates: Floats) -> Beliefs:
         """The concentration of the priors, and what samples show, learned on priors of queries they had not seen."""
-        cases = _Cases(examples, self.seed)
         failed = cases.failed
         right, weights = cases.later[failed], cases.weights[failed]
-        raw = np.broadcast_to(rates[:, None, None], failed.shape)[failed]
-        self.scale_ = BetaScale().fit(raw, cases.failures[failed], right, weights)
+        self.scale_ = cases.scale(rates)
         x = self.featuriser_.transform(examples.facts)
         beliefs = self._scaled(rates, self.lengths_.predict(x), self.lengths_.quantiles(x))
         rows = cases.rows[failed]
@@ -184,9 +185,7 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
             others = np.isin(np.arange(len(examples)), left)
             lessons = VoteWeights().fit(elections.of(~others)).lessons
             gains[left] = cases.elected(left, lessons) - cases.elected(left, COUNTS_ONLY)
-        if gains.mean() <= gains.std() / np.sqrt(len(gains)):
-            return ()
-        return VoteWeights().fit(elections).lessons.voting
+        return VoteWeights().fit(elections).lessons.voting if is_gain(gains) else ()
 
     def _gains(self, queries: int, rows: NDArray[np.int64], gain: Callable[[Bools, Bools], Floats]) -> bool:
         """Whether a lesson of some cases makes others, of queries that taught nothing, likelier in the mean.
@@ -238,6 +237,13 @@ class _Cases:
         many = np.arange(shape[-1] + 1)
         self.votes_of = (many >= VOTES_MIN) & (many <= examples.samples_max[:, None])
 
+    def scale(self, rates: Floats, *, keeps_spread: bool = False) -> BetaScale:
+        """The Beta distributions that go with rates of the examples (Q,)."""
+        raw = np.broadcast_to(rates[:, None, None], self.failed.shape)[self.failed]
+        return BetaScale(keeps_spread=keeps_spread).fit(
+            raw, self.failures[self.failed], self.later[self.failed], self.weights[self.failed]
+        )
+
     def elected(self, rows: NDArray[np.int64], lessons: Lessons) -> Floats:
         """How often votes of two or more samples elect a right answer, of some of the examples."""
         part = Samples(**{name: getattr(self.drawn, name)[rows] for name in Samples.__dataclass_fields__})
@@ -255,6 +261,13 @@ def _leads_right(samples: Samples, leader: NDArray[np.int64]) -> NDArray[np.bool
     return found
 
 
-def _loss(rates: Floats, right: Floats, drawn: Floats) -> Floats:
-    share = right / drawn
-    return np.asarray(-(share * np.log(rates) + (1 - share) * np.log(1 - rates)))
+def _losses(rates: Floats, cases: _Cases, examples: Examples) -> Floats:
+    """The log loss of each example, by the Beta distributions that go with the rates: whatever ended its samples."""
+    alpha, beta = cases.scale(rates, keeps_spread=True).transform(rates)
+    right, judged = examples.right.astype(np.int64), examples.samples_max
+    return judging.log_losses(judging.Judged(alpha=alpha, beta=beta, right=right, judged=judged))
+
+
+def is_gain(gains: Floats) -> bool:
+    """Whether the mean of what queries gain is more than its standard error."""
+    return bool(gains.mean() > gains.std() / np.sqrt(len(gains)))

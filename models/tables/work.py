@@ -135,6 +135,17 @@ class QueryRow(Purse, Table):
     """The list of models that may answer it, `model` being that whose turn it is; NULL where it is the only one."""
 
 
+class ProbeRow(Table):
+    """What a small model made of a query's prompt; without a vector where it refused the prompt."""
+
+    __tablename__ = "probes"
+
+    query_id: Mapped[int] = mapped_column(ForeignKey("queries.id", ondelete="CASCADE"), primary_key=True)
+    view: Mapped[str]
+    vector: Mapped[bytes | None] = mapped_column(LargeBinary, default=None)
+    """Little-endian 32-bit floats."""
+
+
 class PlanRow(Table):
     """How one query was to be answered, what was believed of it, and the most it could cost."""
 

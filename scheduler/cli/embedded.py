@@ -46,6 +46,8 @@ class Session:
     address: Address
     llm: Llm
     as_json: bool
+    probe: Path | None = None
+    """The directory of a small model whose view of prompts predictors may read."""
 
     @property
     def say(self) -> Callable[[str], None]:
@@ -76,11 +78,19 @@ def _start(supervisor: Supervisor, session: Session) -> None:
     """Start the parts, wait for them, and say how to use them."""
     key, is_new = _admin_key(session.directory)
     llm_url = session.llm.url or f"http://127.0.0.1:{free_port()}/v1"
-    embedded = Embedded(directory=session.directory, address=session.address, admin_key=key, llm_url=llm_url)
-    model_server = _model_server(embedded, session.llm)
+    embedded = Embedded(
+        directory=session.directory,
+        address=session.address,
+        admin_key=key,
+        llm_url=llm_url,
+        probe_url=f"http://127.0.0.1:{free_port()}/v1" if session.probe else None,
+    )
+    model_servers = _model_server(embedded, session.llm)
+    if session.probe is not None:
+        model_servers.append(embedded.probe(session.probe, is_eager=session.llm.is_eager))
     schema.upgrade(embedded.database_url)
     # All at once: a model takes minutes to load, and until it has, daemon and worker wait for it by themselves.
-    parts = [embedded.valkey(), *model_server, embedded.api(), embedded.daemon(), embedded.worker()]
+    parts = [embedded.valkey(), *model_servers, embedded.api(), embedded.daemon(), embedded.worker()]
     began = time.monotonic()
     for part in parts:
         supervisor.start(part)

@@ -69,6 +69,7 @@ class Embedded:
     address: Address
     admin_key: str
     llm_url: str
+    probe_url: str | None = None
     broker_port: int = field(default_factory=free_port)
     broker_password: str = field(default_factory=lambda: secrets.token_urlsafe(24))
 
@@ -80,7 +81,8 @@ class Embedded:
     @property
     def environment(self) -> dict[str, str]:
         """The settings of every part of ours."""
-        return {
+        probed = {"ALLOTD_PROBE_URL": self.probe_url} if self.probe_url else {}
+        return probed | {
             "ALLOTD_DATABASE_URL": self.database_url,
             "ALLOTD_BROKER_URL": f"redis://:{self.broker_password}@127.0.0.1:{self.broker_port}/0",
             "ALLOTD_LLM_URL": self.llm_url,
@@ -106,16 +108,20 @@ class Embedded:
         """A vLLM server. It takes as long as it takes: a large model is loaded for minutes."""
         named = ("--served-name", served_name) if served_name else ()
         eager = ["--eager"] if is_eager else []
-        return self._model_server(
-            "vllm", "workers.llm_server", "--llm", llm, *named, *eager, *(["--", *extra] if extra else [])
-        )
+        arguments = ("--llm", llm, *named, *eager, *(["--", *extra] if extra else []))
+        return self._model_server("vllm", "workers.llm_server", self.llm_url, *arguments)
+
+    def probe(self, llm: Path, *, is_eager: bool) -> Part:
+        """The server of a small model's view of prompts."""
+        assert self.probe_url is not None, "a probe server has a port"
+        arguments = ("--llm", str(llm), "--keep-in", str(self.directory / "probe"), *(["--eager"] if is_eager else []))
+        return self._model_server("probe", "workers.probe_server", self.probe_url, *arguments)
 
     def fake(self) -> Part:
         """The fake model's server, with the options of ALLOTD_FAKE_ENGINE."""
         options = Settings.from_env().fake_engine
-        return self._model_server(
-            "fake model", "workers.engines.fake_server", *(("--options", options) if options else ())
-        )
+        arguments = ("--options", options) if options else ()
+        return self._model_server("fake model", "workers.engines.fake_server", self.llm_url, *arguments)
 
     def api(self) -> Part:
         """The HTTP API."""
@@ -142,11 +148,11 @@ class Embedded:
         command = (sys.executable, "-m", "scheduler.cli", *arguments)
         return Part(name=name, command=command, environment=self.environment, is_ready=is_ready)
 
-    def _model_server(self, name: str, module: str, *arguments: str) -> Part:
+    def _model_server(self, name: str, module: str, url: str, *arguments: str) -> Part:
         return Part(
             name=name,
-            command=(sys.executable, "-m", module, "--port", str(urlsplit(self.llm_url).port), *arguments),
-            is_ready=lambda: _is_ok(f"{self.llm_url}/models"),
+            command=(sys.executable, "-m", module, "--port", str(urlsplit(url).port), *arguments),
+            is_ready=lambda: _is_ok(f"{url}/models"),
             ready_timeout_s=None,
             stop_stage=BACK,
         )

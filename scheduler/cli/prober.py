@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,14 +18,11 @@ import httpx
 
 from scheduler.cli.output import complain
 from scheduler.cli.parts import free_port
-from scheduler.errors import Conflict, InvalidRequest
-from scheduler.probing import PromptStatistics, hidden_states, prompt_statistics
+from scheduler.errors import Conflict
+from scheduler.probing import PromptStatistics, hidden_states, layer_of, prompt_statistics
 from scheduler.simulation.pools import read_pools
 from scheduler.supervision import Part, PartFailed, StopAsked, Supervisor
 
-POOLER = '{"pooling_type": "LAST"}'
-POOLING = ("--runner", "pooling", "--convert", "embed", "--pooler-config", POOLER, "--stream-interval", "1")
-"""vLLM 0.32 fails at its first embedding where the interval of streams, which there are none of, is not 1."""
 ANSWER_S = 2.0
 T = TypeVar("T")
 
@@ -49,7 +45,7 @@ def probe_pool(
     changes meanwhile, and EngineRejected or PartFailed where the model server fails; `out` is written whole or not at
     all.
     """
-    layer, model = layer or default_layer(llm), name_of(llm)
+    layer, model = layer_of(llm, layer), name_of(llm)
     if out.exists() and not out.samefile(pool):
         raise Conflict(f"{out} is there already; choose another name, or {pool} itself.")
     read_pools([pool])  # names what is wrong with it
@@ -71,15 +67,6 @@ def _stamp(pool: Path) -> tuple[int, int, int]:
     return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
-def default_layer(llm: Path) -> int:
-    """Two thirds up: middle layers told more of difficulty than the last. Raises InvalidRequest without a model."""
-    try:
-        layers = int(json.loads((llm / "config.json").read_text())["num_hidden_layers"])
-    except (OSError, ValueError, KeyError, TypeError):
-        raise InvalidRequest(f"--llm {llm}: give a directory with a model's config.json and safetensors.") from None
-    return max(1, layers * 2 // 3)
-
-
 def is_probed(probe: Mapping[str, Any] | None, model: str, layer: int) -> bool:
     """Whether a line has this model's view already."""
     return probe is not None and (probe.get("model"), probe.get("layer")) == (model, layer)
@@ -92,17 +79,18 @@ def ask(
 
     Where a server of ours fails, its log is kept and named.
     """
-    directory = Path(tempfile.mkdtemp(prefix="allotd-probe-"))
-    cut = directory / name_of(llm)
+    directory, name = Path(tempfile.mkdtemp(prefix="allotd-probe-")), name_of(llm)
+    cut = directory / "cut"
     try:
-        _cut(llm, layer, cut)
-        complain(f"Reading layer {layer} of {cut.name} for {len(questions)} questions ...")
-        vectors = _with_server(directory, cut, (*POOLING, *extra), partial(hidden_states, cut.name, questions))
+        complain(f"Reading layer {layer} of {name} for {len(questions)} questions ...")
+        reader = ("workers.probe_server", "--llm", str(llm), "--layer", str(layer), "--keep-in", str(cut))
+        vectors = _with_server(directory, reader, name, extra, partial(hidden_states, name, questions))
         complain("Reading the prompts' log-probabilities ...")
         if served is not None:
-            told = prompt_statistics(served.model, questions, f"{served.url.rstrip('/')}/")
+            told = prompt_statistics(served.model, questions, served.url)
         else:
-            told = _with_server(directory, llm, extra, partial(prompt_statistics, cut.name, questions))
+            whole = ("workers.llm_server", "--llm", str(llm))
+            told = _with_server(directory, whole, name, extra, partial(prompt_statistics, name, questions))
     except PartFailed:
         shutil.rmtree(cut, ignore_errors=True)
         raise
@@ -110,7 +98,7 @@ def ask(
         shutil.rmtree(directory, ignore_errors=True)
         raise
     shutil.rmtree(directory)
-    return [_probe(cut.name, layer, *both) for both in zip(vectors, told, strict=True)]
+    return [_probe(name, layer, *both) for both in zip(vectors, told, strict=True)]
 
 
 def name_of(llm: Path) -> str:
@@ -130,22 +118,15 @@ def _probe(model: str, layer: int, vector: list[float], told: PromptStatistics) 
     }
 
 
-def _cut(llm: Path, layer: int, out: Path) -> None:
-    arguments = ("--llm", str(llm), "--layers", str(layer), "--out", str(out))
-    command = (sys.executable, "-m", "workers.cut_model", *arguments)
-    done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 (our own module)
-    if done.returncode:
-        said = done.stderr.strip().splitlines() or ["it said nothing"]
-        raise InvalidRequest(f"{llm} cannot be read by layers: {said[-1]}")
-
-
-def _with_server(directory: Path, llm: Path, extra: Sequence[str], work: Callable[[str], T]) -> T:
+def _with_server(
+    directory: Path, server: Sequence[str], name: str, extra: Sequence[str], work: Callable[[str], T]
+) -> T:
     """Do something with a model server of its own, which is gone afterwards; Ctrl-C ends both."""
     url = f"http://127.0.0.1:{(port := free_port())}"
-    arguments = ("--llm", str(llm), "--served-name", name_of(llm), "--port", str(port), "--eager")
+    arguments = ("--served-name", name, "--port", str(port), "--eager", *(("--", *extra) if extra else ()))
     part = Part(
         name="vllm",
-        command=(sys.executable, "-m", "workers.llm_server", *arguments, *(("--", *extra) if extra else ())),
+        command=(sys.executable, "-m", *server, *arguments),
         is_ready=lambda: _is_healthy(url),
         ready_timeout_s=None,
     )

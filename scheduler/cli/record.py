@@ -42,9 +42,10 @@ def record(
     from scheduler.cli.recorder import Recorded, Wanted, record_pool  # noqa: PLC0415 (slow to import)
 
     if probe is not None:
-        from scheduler.cli.prober import default_layer, probe_pool  # noqa: PLC0415 (slow to import)
+        from scheduler.cli.prober import probe_pool  # noqa: PLC0415 (slow to import)
+        from scheduler.probing import layer_of  # noqa: PLC0415 (as above)
 
-        default_layer(probe)  # a wrong directory is told now, and not when everything is recorded
+        layer_of(probe, None)  # a wrong directory is told now, and not when everything is recorded
     if str(workload) != "-" and not workload.is_file():
         raise InvalidRequest(f"There is no file {workload}.")
     wanted = Wanted(

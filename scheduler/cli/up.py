@@ -39,11 +39,16 @@ def up(
     ] = False,
     served_name: Annotated[str | None, typer.Option(metavar="NAME", help="The model's name in requests.")] = None,
     is_eager: Annotated[bool, typer.Option("--eager/--no-eager", help="vLLM starts sooner and runs slower.")] = False,
+    probe: Annotated[
+        Path | None,
+        typer.Option(metavar="DIRECTORY", help="Let predictors read what this small model makes of each prompt."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run everything on this machine, in the foreground: database, Valkey, model server, API, daemon and worker."""
     from scheduler.cli.embedded import Llm, Session, run  # noqa: PLC0415 (slow to import, and only this command needs it)
     from scheduler.cli.parts import Address  # noqa: PLC0415
+    from scheduler.probing import layer_of  # noqa: PLC0415
 
     url = ",".join(addresses(llm_url)) if llm_url else None
     if url == "":
@@ -57,11 +62,16 @@ def up(
         extra=tuple(vllm_arguments or ()),
     )
     _check(model)
+    if probe is not None:
+        layer_of(probe, None)
+    if llm is not None or probe is not None:
+        _check_vllm()
     session = Session(
         directory=(data_dir or default_data_dir()).expanduser().absolute(),
         address=Address(host=host, port=_available(host, port)),
         llm=model,
         as_json=as_json,
+        probe=probe.absolute() if probe is not None else None,
     )
     raise typer.Exit(run(session))
 
@@ -77,10 +87,11 @@ def _check(llm: Llm) -> None:
     chosen = [llm.name is not None, llm.url is not None, llm.is_fake]
     if sum(chosen) != 1:
         raise InvalidRequest("Say which model to use, by one of --llm NAME_OR_PATH, --llm-url URL and --fake.")
-    if llm.name is None:
-        return
-    if llm.name.startswith((".", "/", "~")) and not Path(llm.name).expanduser().is_dir():
+    if llm.name is not None and llm.name.startswith((".", "/", "~")) and not Path(llm.name).expanduser().is_dir():
         raise InvalidRequest(f"There is no model directory {llm.name}.")
+
+
+def _check_vllm() -> None:
     if find_spec("vllm") is None:
         raise InvalidRequest(
             "vLLM is not installed here: pip install 'allotd[gpu]' (or 'allotd[cpu]'), or use --llm-url URL or --fake."

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from models.learned.facts import Examples, Facts, ProbeFacts
+import numpy as np
+
+from models.learned.facts import Examples, Facts
 from models.learned.predictor import DifficultyPredictor
 from scheduler.core.beliefs import Beliefs
 from scheduler.simulation.pools import PoolLine
@@ -24,18 +26,9 @@ def as_examples(recorded: Recorded) -> Examples:
 
 def as_facts(line: PoolLine) -> Facts:
     """What is known of a recorded query before anything is spent; the pool stands in for a task that has no name."""
-    probe = line.probe
     return Facts(
         text=line.question,
         prompt_tokens=line.prompt_tokens,
         task=line.task or line.pool,
-        probe=None
-        if probe is None
-        else ProbeFacts(
-            vector=tuple(probe.vector),
-            logprob_mean=probe.logprob_mean,
-            logprob_std=probe.logprob_std,
-            logprob_min=probe.logprob_min,
-            tokens=probe.tokens,
-        ),
+        probe=None if line.probe is None else np.array(line.probe.vector, np.float32),
     )

@@ -12,8 +12,9 @@ import pytest
 from scheduler import predictor_files, retuning
 from scheduler.core.observing import chance_of_leader
 from scheduler.learned import TextLearner, as_examples
-from scheduler.learning import Drawn, Example, Remembers
-from scheduler.types import Arm, Plan, Query, Sample
+from scheduler.learning import Drawn, Example, ReadsProbes, Remembers
+from scheduler.probes import packed
+from scheduler.types import Arm, Plan, Probe, Query, Sample
 from tests.factories import MODEL
 from tests.unit.test_champion import BELIEVED
 
@@ -68,7 +69,7 @@ def test_it_is_promoted_where_the_text_tells_and_its_card_says_what_it_uses() ->
     assert verdict.is_better, verdict.because
     assert verdict.card["kind"] == "text"
     assert verdict.card["about"]["models"][MODEL]["uses_text"]
-    assert not verdict.card["about"]["models"][MODEL]["uses_probe"]
+    assert verdict.card["about"]["models"][MODEL]["uses_probe"] is None
     assert set(verdict.card["versions"]) == {"numpy", "scikit-learn", "skops"}
 
 
@@ -177,3 +178,71 @@ def elected(number: int) -> list[Example]:
         vote = Drawn(tokens=20, right=is_right, answer="right" if is_right else "wrong", logprob_mean=-0.3)
         found.append(replace(one, drawn=(vote,) * 4, judged_early=False))
     return found
+
+
+def seeing(examples: list[Example], view: str = "small-layer2", *, tells: bool = True, seed: int = 5) -> list[Example]:
+    """The examples with a probe that tells how many digits the numbers have, or nothing; their text tells nothing."""
+    dice = np.random.default_rng(seed)
+    found = []
+    for one in examples:
+        noise = dice.normal(size=24)
+        vector = packed([*(noise + (one.drawn[0].tokens / 10 if tells else 0.0) * np.linspace(-1, 1, 24))])
+        messages = ({"role": "user", "content": "How much is it?"},)
+        probe = Probe(view=view, vector=vector)
+        query = replace(one.query, messages=messages, prompt_tokens=9, probe=probe)
+        found.append(replace(one, query=query))
+    return found
+
+
+def test_queries_with_a_probe_are_predicted_by_it_also_out_of_the_predictors_file(tmp_path: Path) -> None:
+    learned = TextLearner().fit(seeing(settled(300)), "v1")
+    path, sha256 = predictor_files.save(tmp_path, "v1", learned.content())
+    left = seeing(settled(200, seed=2), seed=6)
+    queries = [one.query for one in left]
+
+    believed = predictor_files.load(path, sha256).predict(queries, arms(left))
+
+    rates = [one.success_rate for one in believed]
+    assert np.corrcoef(rates, [10 / one.drawn[0].tokens for one in left])[0, 1] > 0.8
+    assert isinstance(learned, ReadsProbes)
+    assert learned.views == {"small-layer2"}
+    assert learned.about()["models"][MODEL]["uses_probe"] == "small-layer2"
+    assert believed == learned.predict(queries, arms(left))
+
+
+@pytest.mark.parametrize(
+    "probe",
+    [None, Probe(view="other-layer2", vector=packed([9.0] * 24)), Probe(view="small-layer2", vector=packed([9.0] * 8))],
+    ids=["no probe", "another view", "another width"],
+)
+def test_a_query_without_a_probe_that_can_be_read_is_predicted_by_its_text(probe: Probe | None) -> None:
+    examples = seeing(settled(300))
+    both = TextLearner().fit(examples, "v1")
+    by_text = TextLearner().fit([replace(one, query=replace(one.query, probe=None)) for one in examples], "v1")
+    queries = [replace(one.query, probe=probe) for one in settled(20, seed=2)]
+
+    assert both.predict(queries, arms(examples[:20])) == by_text.predict(queries, arms(examples[:20]))
+
+
+def test_a_probe_that_tells_nothing_is_not_read() -> None:
+    learned = TextLearner().fit(seeing(settled(300), tells=False), "v1")
+
+    assert isinstance(learned, ReadsProbes)
+    assert learned.views == frozenset()
+    assert learned.about()["models"][MODEL]["uses_probe"] is None
+
+
+def test_of_probes_of_two_views_the_newest_are_read() -> None:
+    old, new = seeing(settled(150), "old"), seeing(settled(150, seed=3), "new")
+
+    learned = TextLearner().fit([*old, *new], "v1")
+
+    assert isinstance(learned, ReadsProbes)
+    assert learned.views == {"new"}
+
+
+def test_it_is_promoted_against_one_that_reads_no_probes_where_those_tell_more() -> None:
+    verdict = retuning.judge(seeing(settled(500)), None, "v1", examples_min=200)
+
+    assert verdict.is_better, verdict.because
+    assert verdict.card["about"]["models"][MODEL]["uses_probe"] == "small-layer2"

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from scheduler.cli import prober
 from scheduler.errors import Conflict, InvalidRequest
-from scheduler.probing import PromptStatistics, statistics_of
+from scheduler.probing import PromptStatistics, layer_of, statistics_of
 from scheduler.simulation.pools import read_pools
 from scheduler.simulation.simulate import are_probed
 from tests.unit.simulation.pools import judged, lines, pool_line, write_pool
@@ -72,7 +72,7 @@ def test_a_model_is_not_cut_where_nothing_would_be_left_out(llm: Path, tmp_path:
 
 def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequest, match="give a directory with a model"):
-        prober.default_layer(tmp_path)
+        layer_of(tmp_path, None)
     with pytest.raises(NotCut, match="no config"):
         cut(tmp_path, 1, tmp_path / "cut")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from models.learned.facts import Examples, Facts, ProbeFacts
+from models.learned.facts import Examples, Facts
 from scheduler.core.evidence import Samples
 from tests.shown import shown_by
 
@@ -31,12 +31,10 @@ def synthetic(queries: int, seed: int) -> tuple[Examples, NDArray[np.float64]]:
         said=shown_by(tokens, logprob, truncated),
         accepted=right,
     )
-    facts = tuple(_facts(row, float(rng.normal())) for row in hidden)
+    facts = tuple(map(_facts, hidden))
     return Examples(facts=facts, samples=samples, samples_max=np.full(queries, SAMPLES)), rates
 
 
-def _facts(hidden: NDArray[np.float64], noise: float) -> Facts:
-    probe = ProbeFacts(
-        vector=tuple(map(float, hidden)), logprob_mean=-4 + 0.1 * noise, logprob_std=5.0, logprob_min=-20.0, tokens=30
-    )
+def _facts(hidden: NDArray[np.float64]) -> Facts:
+    probe = hidden.astype(np.float32)
     return Facts(text="How much is 12 + 9?", prompt_tokens=30, task="sums", tenant="research", probe=probe)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from models.learned.facts import Examples, Facts, ProbeFacts
+from models.learned.facts import Examples, Facts
 from models.learned.predictor import DifficultyPredictor
 from scheduler.core.beliefs import Evidence
 from scheduler.core.evidence import see
@@ -138,9 +138,7 @@ def test_a_query_unlike_all_others_stays_within_bounds(known: Known) -> None:
     predictor, left, _ = known
     probe = left.facts[0].probe
     assert probe is not None
-    far = ProbeFacts(
-        vector=(1e6,) * len(probe.vector), logprob_mean=-1e6, logprob_std=1e6, logprob_min=-1e9, tokens=10**9
-    )
+    far = np.full_like(probe, 1e6)
 
     strange = Facts(text="9" * 100_000, prompt_tokens=10**9, probe=far)
     empty = Facts(text="", prompt_tokens=0, probe=probe)

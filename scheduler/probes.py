@@ -1,0 +1,93 @@
+"""Probes of queries: whose are wanted next, where they are kept, and who waits for one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime, timedelta
+
+import numpy as np
+from sqlalchemy import delete, insert, select
+from sqlalchemy.orm import Session
+
+from models.tables import ProbeRow, QueryRow
+from scheduler.states import QUERY_FINAL, QueryState
+from scheduler.types import Probe, text_of
+from scheduler.waiting import WANTED_FIRST, waiting_groups, waits_in
+
+AHEAD = 1024
+"""Queries that are probed before their turn comes, of all tenants: what is wanted later may yet be called off."""
+PATIENCE = timedelta(seconds=2)
+"""How long a query waits for its probe, from when it was taken in."""
+KEPT = 50_000
+"""Probes of settled queries that are kept: more than predictors are taught by."""
+PROBE_TYPE = "<f4"
+"""The numbers of a kept vector."""
+CHARACTERS_MAX = 20_000
+"""Of a longer prompt only the end is read: that is where the question stands."""
+
+
+def wanted(session: Session, limit: int) -> dict[int, str]:
+    """The text of queries, by id, that wait without a probe: those whose turn comes first."""
+    groups = waiting_groups(session, QueryState.QUEUED)
+    each = max(1, AHEAD // len(groups)) if groups else 0
+    turns: list[tuple[int, int]] = []  # place in its group, query
+    for tenant_id, model in groups:
+        first = select(QueryRow.id).where(waits_in(QueryState.QUEUED, tenant_id, model))
+        turns += enumerate(session.scalars(first.order_by(*WANTED_FIRST).limit(each)))
+    probed = set(_among(session, [query_id for _, query_id in turns]))
+    ids = [query_id for _, query_id in sorted(turns) if query_id not in probed][:limit]
+    bodies = session.execute(select(QueryRow.id, QueryRow.body_json).where(QueryRow.id.in_(ids)))
+    return {row.id: text_of(json.loads(row.body_json)["messages"])[-CHARACTERS_MAX:] for row in bodies}
+
+
+def keep(session: Session, view: str, vectors: Mapping[int, Sequence[float] | None]) -> None:
+    """Keep the vector of each query; None where its prompt was refused, so that it is not asked for again."""
+    known = set(session.scalars(select(QueryRow.id).where(QueryRow.id.in_(vectors))))
+    known -= set(_among(session, list(vectors)))
+    rows = [
+        {"query_id": query_id, "view": view, "vector": None if vector is None else packed(vector)}
+        for query_id, vector in vectors.items()
+        if query_id in known
+    ]
+    if rows:
+        session.execute(insert(ProbeRow), rows)
+
+
+def packed(vector: Sequence[float]) -> bytes:
+    """A vector as it is kept."""
+    return np.asarray(vector, PROBE_TYPE).tobytes()
+
+
+def probes_of(session: Session, query_ids: Collection[int]) -> dict[int, Probe]:
+    """The probes of those queries that have one."""
+    rows = session.execute(
+        select(ProbeRow.query_id, ProbeRow.view, ProbeRow.vector).where(
+            ProbeRow.query_id.in_(query_ids), ProbeRow.vector.is_not(None)
+        )
+    )
+    return {row.query_id: Probe(view=row.view, vector=row.vector) for row in rows}
+
+
+def ready(session: Session, rows: Sequence[QueryRow], now: datetime) -> list[QueryRow]:
+    """Those queries that have been probed or have waited for it long enough."""
+    fresh = [row.id for row in rows if row.created_at > now - PATIENCE]
+    waiting = set(fresh) - set(_among(session, fresh))
+    return [row for row in rows if row.id not in waiting]
+
+
+def forget(session: Session) -> int:
+    """Delete the probes of settled queries that are too old to teach anything; returns how many that were."""
+    oldest = session.scalar(select(ProbeRow.query_id).order_by(ProbeRow.query_id.desc()).offset(KEPT).limit(1))
+    if oldest is None:
+        return 0
+    settled = select(QueryRow.id).where(QueryRow.id <= oldest, QueryRow.state.in_(sorted(QUERY_FINAL)))
+    gone = delete(ProbeRow).where(ProbeRow.query_id <= oldest, ProbeRow.query_id.in_(settled))
+    return len(session.scalars(gone.returning(ProbeRow.query_id)).all())
+
+
+def _among(session: Session, query_ids: Sequence[int]) -> Sequence[int]:
+    """Those of the queries that were probed."""
+    if not query_ids:
+        return ()
+    return session.scalars(select(ProbeRow.query_id).where(ProbeRow.query_id.in_(query_ids))).all()

@@ -1,0 +1,305 @@
+"""Which queries are probed before their turn comes, what is kept of it, and what happens without a probe server."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+from sqlalchemy.orm import Session, sessionmaker
+
+from models.tables import Alert, Batch, ProbeRow
+from scheduler import probes, probing_ahead
+from scheduler.core.fairness import DeficitRoundRobin
+from scheduler.drafts import draft_plans
+from scheduler.errors import EngineUnavailable
+from scheduler.planning import choose_window
+from scheduler.prediction import FixedPriors
+from scheduler.probing_ahead import ALERT_AFTER, Prober
+from scheduler.settings import Settings
+from scheduler.states import BatchState, QueryState
+from scheduler.types import AlertKind, Probe
+from scheduler.wiring import Services
+from tests.factories import NOW, add_batch, add_query, add_tenant, add_worker, new_sessions
+
+SETTINGS = Settings(window_size=16)
+VIEW = "small-layer2"
+
+
+@dataclass
+class ProbeServer:
+    """A pooling server as the daemon sees one: a prompt's vector is its length and 1."""
+
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+    status: int = 200
+    answer: bytes | None = None
+
+
+@pytest.fixture
+def server() -> Iterator[ProbeServer]:
+    told = ProbeServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.say(200, json.dumps({"data": [{"id": VIEW}]}).encode())
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            prompt = body["messages"][0]["content"]
+            told.asked.append(prompt)
+            if "too odd" in prompt:
+                self.say(400, b"{}")
+            else:
+                vector = json.dumps({"data": [{"embedding": [float(len(prompt)), 1.0]}]}).encode()
+                self.say(told.status, vector if told.answer is None else told.answer)
+
+        def say(self, status: int, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        request_queue_size = 128  # 5 by default, and further connections are reset
+
+    with Server(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
+        told.url = f"http://127.0.0.1:{http.server_address[1]}/v1"
+        yield told
+        http.shutdown()
+
+
+@pytest.fixture
+def factory() -> Iterator[sessionmaker[Session]]:
+    with new_sessions() as sessions:
+        yield sessions
+
+
+@pytest.fixture
+def prober(factory: sessionmaker[Session], server: ProbeServer) -> Prober:
+    return Prober(services=Services(settings=SETTINGS, sessions=factory, clock=lambda: NOW), url=server.url)
+
+
+@contextmanager
+def queue(factory: sessionmaker[Session], name: str = "acme") -> Iterator[tuple[Session, Batch]]:
+    """A tenant's batch, to put queries in."""
+    with factory.begin() as session:
+        yield session, add_batch(session, add_tenant(session, name))
+
+
+def kept(factory: sessionmaker[Session]) -> dict[int, list[float] | None]:
+    with factory() as session:
+        return {
+            row.query_id: None if row.vector is None else np.frombuffer(row.vector, probes.PROBE_TYPE).tolist()
+            for row in session.scalars(select(ProbeRow))
+        }
+
+
+def test_queries_that_wait_are_probed_once(factory: sessionmaker[Session], prober: Prober, server: ProbeServer) -> None:
+    with queue(factory) as (session, batch):
+        ids = [add_query(session, batch, question).id for question in ("one", "three")]
+        add_query(session, batch, "planned already", state=QueryState.PLANNED)
+
+    assert not prober.advance()  # no more than it took at once
+    prober.advance()
+
+    assert sorted(server.asked) == ["one", "three"]
+    assert kept(factory) == {ids[0]: [3.0, 1.0], ids[1]: [5.0, 1.0]}
+    with factory() as session:
+        assert probes.probes_of(session, ids)[ids[0]].view == VIEW
+
+
+def test_those_whose_turn_comes_first_are_probed_first_whoever_they_belong_to(factory: sessionmaker[Session]) -> None:
+    with queue(factory, "large") as (session, batch):
+        late = [add_query(session, batch, f"large {i}").id for i in range(5)]
+        urgent = add_query(session, batch, "urgent", priority=9).id
+    with queue(factory, "small") as (session, batch):
+        small = add_query(session, batch, "small").id
+
+    with factory() as session:
+        assert set(probes.wanted(session, 3)) == {urgent, small, late[0]}
+
+
+def test_no_more_are_probed_ahead_than_soon_have_their_turn(
+    factory: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "AHEAD", 4)
+    with queue(factory) as (session, batch):
+        ids = [add_query(session, batch, f"{i}").id for i in range(9)]
+
+    with factory.begin() as session:
+        assert list(probes.wanted(session, 100)) == ids[:4]
+        probes.keep(session, VIEW, dict.fromkeys(ids[:4], (1.0,)))
+        assert not probes.wanted(session, 100)
+
+
+def test_queries_of_a_batch_that_was_called_off_are_not_probed(factory: sessionmaker[Session]) -> None:
+    with queue(factory) as (session, batch):
+        add_query(session, batch)
+        batch.state = BatchState.CANCELLING
+
+    with factory() as session:
+        assert not probes.wanted(session, 10)
+
+
+def test_a_prompt_that_is_refused_is_not_asked_again_and_its_query_has_no_probe(
+    factory: sessionmaker[Session], prober: Prober, server: ProbeServer
+) -> None:
+    with queue(factory) as (session, batch):
+        odd, plain = add_query(session, batch, "too odd").id, add_query(session, batch, "one").id
+
+    prober.advance()
+    prober.advance()
+
+    assert len(server.asked) == 2
+    assert kept(factory) == {odd: None, plain: [3.0, 1.0]}
+    with factory() as session:
+        assert set(probes.probes_of(session, [odd, plain])) == {plain}
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "words"),
+    [
+        (500, b"out of memory", "answers 500"),
+        (404, b"no such route", "answers 404"),
+        (200, b"<html>", "no JSON"),
+        (200, b'{"data": []}', "no pooling server"),
+    ],
+)
+def test_a_server_that_is_ill_loses_no_query_its_probe_and_people_are_told_after_a_minute(
+    factory: sessionmaker[Session], server: ProbeServer, status: int, answer: bytes, words: str
+) -> None:
+    now = NOW
+    services = Services(settings=SETTINGS, sessions=factory, clock=lambda: now)
+    prober = Prober(services=services, url=server.url)
+    with queue(factory) as (session, batch):
+        query_id = add_query(session, batch, "one").id
+    server.status, server.answer = status, answer
+
+    for _ in range(2):
+        with pytest.raises(EngineUnavailable, match=words):
+            prober.advance()
+    assert not alerts(factory)
+    now += ALERT_AFTER
+    with pytest.raises(EngineUnavailable, match=words):
+        prober.advance()
+    assert [alert.kind for alert in alerts(factory)] == [AlertKind.PROBE_UNAVAILABLE]
+    assert words in alerts(factory)[0].message
+
+    server.status, server.answer = 200, None
+    prober.advance()
+    assert kept(factory) == {query_id: [3.0, 1.0]}
+
+
+def alerts(factory: sessionmaker[Session]) -> list[Alert]:
+    with factory() as session:
+        return list(session.scalars(select(Alert)))
+
+
+def test_a_server_that_is_gone_is_named(factory: sessionmaker[Session]) -> None:
+    services = Services(settings=SETTINGS, sessions=factory, clock=lambda: NOW)
+    with queue(factory) as (session, batch):
+        add_query(session, batch)
+
+    with pytest.raises(EngineUnavailable, match=r"http://127\.0\.0\.1:9/v1 does not name its model"):
+        Prober(services=services, url="http://127.0.0.1:9/v1").advance()
+
+
+def test_new_queries_wait_for_their_probe_and_no_longer_than_a_moment(factory: sessionmaker[Session]) -> None:
+    with queue(factory) as (session, batch):
+        add_worker(session)
+        old = add_query(session, batch)
+        old.created_at = NOW - probes.PATIENCE
+        probed, fresh = add_query(session, batch), add_query(session, batch)
+        probes.keep(session, VIEW, {probed.id: [1.0]})
+
+        def window(*, awaits: bool) -> list[int]:
+            rows = choose_window(session, DeficitRoundRobin(), SETTINGS, NOW, awaits_probes=awaits)
+            return [row.id for row in rows]
+
+        assert window(awaits=True) == [old.id, probed.id]
+        assert window(awaits=False) == [old.id, probed.id, fresh.id]
+
+
+def test_predictors_see_the_probe_of_each_query_they_plan(factory: sessionmaker[Session]) -> None:
+    with queue(factory) as (session, batch):
+        seen, unseen = add_query(session, batch), add_query(session, batch)
+        probes.keep(session, VIEW, {seen.id: [0.5, -2.0]})
+
+        drafts = draft_plans(session, [seen, unseen], FixedPriors(), SETTINGS, NOW)
+
+    assert drafts[0].query.probe == Probe(view=VIEW, vector=probes.packed([0.5, -2.0]))
+    assert drafts[1].query.probe is None
+
+
+def test_probes_of_old_settled_queries_are_forgotten_and_no_others(
+    factory: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "KEPT", 2)
+    with queue(factory) as (session, batch):
+        states = [QueryState.ANSWERED, QueryState.PARKED, QueryState.FAILED, QueryState.ANSWERED, QueryState.QUEUED]
+        ids = [add_query(session, batch, state=state).id for state in states]
+        probes.keep(session, VIEW, dict.fromkeys(ids, (1.0,)))
+
+        assert probes.forget(session) == 2
+
+    assert list(kept(factory)) == [ids[1], ids[3], ids[4]]
+
+
+def test_a_query_that_is_gone_meanwhile_keeps_nobody_elses_probe_back(factory: sessionmaker[Session]) -> None:
+    with queue(factory) as (session, batch):
+        query_id = add_query(session, batch).id
+        probes.keep(session, VIEW, {query_id: [1.0]})
+        probes.keep(session, VIEW, {query_id: [2.0], 999_999: [3.0]})
+
+    assert kept(factory) == {query_id: [1.0]}
+
+
+def test_of_a_long_prompt_the_end_is_read(factory: sessionmaker[Session]) -> None:
+    with queue(factory) as (session, batch):
+        query_id = add_query(session, batch, "x" * 30_000 + "the question").id
+
+    with factory() as session:
+        text = probes.wanted(session, 1)[query_id]
+    assert len(text) == probes.CHARACTERS_MAX
+    assert text.endswith("the question")
+
+
+def test_without_a_probe_server_nothing_runs_beside_the_daemon(factory: sessionmaker[Session]) -> None:
+    services = Services(settings=SETTINGS, sessions=factory, clock=lambda: NOW)
+    before = threading.active_count()
+
+    with probing_ahead.probing(services):
+        assert threading.active_count() == before
+
+
+def test_beside_the_daemon_what_waits_is_probed(tmp_path: Path, server: ProbeServer) -> None:
+    with new_sessions(f"sqlite:///{tmp_path / 'allotd.db'}") as factory:  # threads do not share one in memory
+        check_probing_beside(factory, server)
+
+
+def check_probing_beside(factory: sessionmaker[Session], server: ProbeServer) -> None:
+    settings = SETTINGS.model_copy(update={"probe_url": server.url})
+    services = Services(settings=settings, sessions=factory, clock=lambda: NOW)
+    with queue(factory) as (session, batch):
+        for i in range(probing_ahead.AT_ONCE + 1):
+            add_query(session, batch, f"{i}")
+
+    with probing_ahead.probing(services):
+        deadline = time.monotonic() + 10
+        while len(kept(factory)) <= probing_ahead.AT_ONCE and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    assert len(kept(factory)) == probing_ahead.AT_ONCE + 1

@@ -1,0 +1,69 @@
+"""How a probe server is started: a cut copy of a small model, served by vLLM for its hidden states.
+
+Run as `python -m workers.probe_server --llm DIRECTORY --port P`; it becomes the server, as `workers.llm_server` does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from scheduler.errors import InvalidRequest
+from scheduler.probing import layer_of
+from workers.cut_model import NotCut, cut
+from workers.llm_server import vllm_command, vllm_environment
+
+POOLER = '{"pooling_type": "LAST"}'
+POOLING = ("--runner", "pooling", "--convert", "embed", "--pooler-config", POOLER, "--stream-interval", "1")
+"""vLLM 0.32 fails at its first embedding where the interval of streams, which there are none of, is not 1."""
+
+
+def cut_copy(llm: Path, layer: int, directory: Path) -> Path:
+    """The model's first layers in a folder of their own, which is made where none is or the model is newer.
+
+    Raises NotCut where the directory holds no model that can be cut there.
+    """
+    copy = directory / f"{llm.resolve().name}-layer{layer}"
+    written = copy / "config.json"  # it is written last
+    if not written.exists() or written.stat().st_mtime < max(path.stat().st_mtime for path in llm.iterdir()):
+        cut(llm, layer, copy)
+    return copy
+
+
+def main() -> None:
+    """Read the command line and become the server."""
+    parser = argparse.ArgumentParser(
+        description="Serve a model's middle layer, so that allotd sees how hard prompts are."
+    )
+    parser.add_argument("--llm", type=Path, required=True, help="the directory of a small model")
+    parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--layer", type=int, help="the hidden state after this many layers; two thirds by default")
+    parser.add_argument("--keep-in", type=Path, default=default_directory(), help="where the cut copy is kept")
+    parser.add_argument("--served-name", help="the view's name; the model's and the layer by default")
+    parser.add_argument("--eager", action="store_true", help="start sooner, run slower")
+    parser.add_argument("extra", nargs="*", help="further arguments of vLLM, after --")
+    options = parser.parse_args()
+    try:
+        copy = cut_copy(options.llm, layer_of(options.llm, options.layer), options.keep_in)
+    except (NotCut, InvalidRequest) as error:
+        parser.error(str(error))
+    command = vllm_command(
+        str(copy),
+        options.port,
+        served_name=options.served_name or copy.name,
+        host=options.host,
+        eager=options.eager,
+        extra=(*POOLING, *options.extra),
+    )
+    os.execvpe(command[0], command, vllm_environment(str(copy)))  # noqa: S606 - to become it is the point
+
+
+def default_directory() -> Path:
+    """Where a desktop keeps what can be made again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "allotd"
+
+
+if __name__ == "__main__":
+    main()
