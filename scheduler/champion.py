@@ -15,7 +15,7 @@ from models.tables import PredictorRow
 from scheduler import predictor_files
 from scheduler.alerts import raise_alert
 from scheduler.errors import SchedulerError
-from scheduler.learning import Past, ReadsProbes, Remembers
+from scheduler.learning import Past, Remembers
 from scheduler.prediction import Predictor
 from scheduler.predictor_files import PredictorUnusable
 from scheduler.priors import PLAIN, PlainPriors
@@ -78,11 +78,6 @@ class Champion:
     def past(self, model: str) -> Past | None:
         """What the promoted predictor remembers of a model's earlier queries; None where it remembers none."""
         return self._promoted.past(model) if isinstance(self._promoted, Remembers) else None
-
-    @property
-    def views(self) -> frozenset[str]:
-        """The probes' views that the promoted predictor can read."""
-        return self._promoted.views if isinstance(self._promoted, ReadsProbes) else frozenset()
 
     def look(self, session: Session) -> Finding | None:
         """Follow promotions and the champion's file; returns what is to be recorded where something changed."""

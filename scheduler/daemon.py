@@ -184,9 +184,8 @@ class Daemon:
     def plan(self) -> bool:
         """Plan and fund one window."""
         settings, now = self.services.settings, self.services.clock()
-        awaits = settings.probe_url is not None and bool(self.predictor.views)
         with looking(self.services.sessions) as session:
-            rows = choose_window(session, self.rotation, settings, now, awaits_probes=awaits)
+            rows = choose_window(session, self.rotation, settings, now, awaits_probes=settings.probe_url is not None)
             drafts = draft_plans(session, rows, self.predictor, settings, now) if rows else []
             drafts = share_out(drafts, self.predictor.past)
             window = allot_window(session, drafts, settings, now, may_abandon=self.predictor.is_learned)

@@ -84,11 +84,6 @@ class TextPredictor:
         self._pasts = dict(pasts)
         self._probed = dict(probed)
 
-    @property
-    def views(self) -> frozenset[str]:
-        """The probes' views it can read."""
-        return frozenset(sighted.view[0] for sighted in self._probed.values())
-
     def predict(self, queries: Sequence[Query], arms: Sequence[Arm]) -> list[Prediction]:
         """One prediction per pair of `queries` and `arms`, in order."""
         found = self._others.predict(queries, arms)

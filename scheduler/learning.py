@@ -79,16 +79,6 @@ class Remembers(Protocol):
         ...
 
 
-@runtime_checkable
-class ReadsProbes(Protocol):
-    """A predictor that can read probes."""
-
-    @property
-    def views(self) -> frozenset[str]:
-        """The views it can read; of queries without one of them it believes what the rest says."""
-        ...
-
-
 class Learned(Predictor, Protocol):
     """A predictor that can be kept in a file."""
 

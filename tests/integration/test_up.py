@@ -19,10 +19,12 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from models.tables import QueryRow
+from models.tables import ProbeRow, QueryRow
+from ops.demo.smollm import fetch_smollm
 from scheduler.audit import discrepancies
 from scheduler.cli.client import Profile, connect
 from scheduler.database import open_database
+from scheduler.probing import hidden_states_or_refusals
 from scheduler.processes import wait_until
 from scheduler.states import QueryState
 from tests.deployment import QUICK, ROOT, sums
@@ -31,6 +33,8 @@ QUERIES = 60
 WAIT_S = 180.0
 MARK = "ALLOTD_TEST_UP"
 PARTS = ("valkey-server", "workers$|celeryd", "cli daemon", "fake_server", "cli api")
+HIDDEN_BYTES = 576 * 4
+PROBE_PORT = re.compile(r"api_server .*-layer20 .*--port (\d+)")
 SLOW = {"time_scale": 1.0, "first_token_s": 0.3, "tokens_per_s": 80, "seed": 3}
 """Slow enough that there is a middle of the batch to interrupt."""
 
@@ -193,6 +197,26 @@ def test_a_batch_survives_kill_9_of_each_part_in_turn(up: Up) -> None:
 
     assert waited.returncode == 0, waited.stderr + up.said
     assert_each_is_answered_once(up, batch_id, {})
+    assert up.interrupt() == 0
+    assert up.left() == []
+
+
+@pytest.mark.vllm
+def test_a_real_small_model_reads_every_prompt_before_it_is_planned(up: Up) -> None:
+    up.start("--probe", str(fetch_smollm()), "--eager")
+
+    batch_id = up.submit()
+
+    waited = up.allotd("batch", "status", batch_id, "--wait")
+    assert waited.returncode == 0, waited.stderr + up.said
+    with Session(open_database(f"sqlite:///{up.data / 'allotd.db'}")) as session:
+        found = session.execute(select(ProbeRow.view, ProbeRow.vector).join(QueryRow, QueryRow.id == ProbeRow.query_id))
+        probes = [(row.view, len(row.vector or b"")) for row in found]
+    assert probes == [("smollm2-layer20", HIDDEN_BYTES)] * QUERIES
+    url = next(f"http://127.0.0.1:{found[1]}/v1" for found in map(PROBE_PORT.search, up.left()) if found)
+    long, odd = hidden_states_or_refusals("smollm2-layer20", ["\u2603" * 20_000 + "What is 12 + 9?", ""], url)
+    assert long is not None, "of a prompt longer than the model's context the end is read"
+    assert odd is not None
     assert up.interrupt() == 0
     assert up.left() == []
 
