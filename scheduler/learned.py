@@ -14,7 +14,6 @@ from models.learned.facts import Examples, Facts
 from models.learned.predictor import EXAMPLES_MIN, DifficultyPredictor
 from scheduler.core.beliefs import Beliefs, Floats
 from scheduler.core.evidence import NO_ANSWER, Samples
-from scheduler.core.judging import Judged, gain_over
 from scheduler.core.said import said
 from scheduler.learning import Drawn, Example, Learned, Past, plain_priors
 from scheduler.priors import FrozenPriors
@@ -49,7 +48,7 @@ class TextLearner:
                 some = [mine[row] for row in seen]
                 sighted = Sighted(view=_newest_view(mine), predictor=DifficultyPredictor())
                 better = sighted.predictor.fit_beliefs(as_examples(some))
-                if gain_over(_judged(unseen.take(np.array(seen)), some), _judged(better, some)).low > 0:
+                if sighted.predictor.losses_.mean() < models[model].losses_[seen].mean():
                     probed[model], pasts[model] = sighted, _past(better, some)
         return TextPredictor(version, models, plain_priors(examples).frozen(version), pasts, probed)
 
@@ -166,12 +165,6 @@ def _view(probe: Probe) -> View:
 def _is_of(query: Query, view: View) -> bool:
     """Whether a query has a probe of a view."""
     return query.probe is not None and _view(query.probe) == view
-
-
-def _judged(beliefs: Beliefs, examples: Sequence[Example]) -> Judged:
-    """What was believed of examples, beside what they showed."""
-    right, judged = (np.array([getattr(example, name) for example in examples]) for name in ("right", "judged"))
-    return Judged(alpha=beliefs.alpha, beta=beliefs.beta, right=right, judged=judged)
 
 
 def _past(unseen: Beliefs, examples: Sequence[Example]) -> Past:

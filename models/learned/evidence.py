@@ -28,13 +28,11 @@ class BetaScale(BaseEstimator):  # type: ignore[misc]
     """Turns a raw rate into a Beta distribution: recalibrated mean, and concentration, by maximum likelihood.
 
     With failures only (all that a verifier's policy sees before it stops) the chance that k samples all fail and the
-    next is right has a closed form, so the likelihood is that of every sample up to the first right one. Where it
-    `keeps_spread`, the rates move together: those that differ by chance are not excused for it.
+    next is right has a closed form, so the likelihood is that of every sample up to the first right one.
     """
 
-    def __init__(self, *, l2: float = 1e-3, keeps_spread: bool = False) -> None:
+    def __init__(self, *, l2: float = 1e-3) -> None:
         self.l2 = l2
-        self.keeps_spread = keeps_spread
 
     def fit(self, rates: Floats, failures: Floats, right: Floats, weights: Floats) -> Self:
         """`right` is how often the next sample was right after that many `failures`, one row per case."""
@@ -49,8 +47,6 @@ class BetaScale(BaseEstimator):  # type: ignore[misc]
 
         # rates of queries not seen lean against the others' noise
         bounds: list[tuple[float | None, float | None]] = [(None, None), (0.0, None), (None, None), (None, None)]
-        if self.keeps_spread:
-            bounds[1], bounds[3] = (1.0, 1.0), (0.0, 0.0)
         self.theta_ = minimize(loss, np.array([0.0, 1.0, 1.5, 0.0]), method="L-BFGS-B", bounds=bounds).x
         return self
 

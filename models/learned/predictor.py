@@ -30,6 +30,7 @@ Floats = NDArray[np.float64]
 FOLDS = 5
 EXAMPLES_MIN = 20
 """With fewer queries than this the rates of tasks and tenants are all that is learned."""
+ALL = slice(None)
 ORDERS = 8
 """Random orders of each query's samples that teach what failures and votes say."""
 
@@ -39,6 +40,7 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
 
     What comes on top of the rates of tasks and tenants is used only where it predicted queries better that it had not
     seen: `uses_features_` says whether the text and the probe did, `uses_evidence_` whether what failures show did.
+    `losses_` (Q,) are the log losses of its examples, each predicted by what the others taught.
     """
 
     def __init__(
@@ -111,10 +113,22 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
                     featuriser.transform(part.facts), right[taught], drawn[taught]
                 )
                 rich[left] = model.predict(featuriser.transform(facts))
-        self.uses_features_ = count >= EXAMPLES_MIN and is_gain(
-            _losses(plain, cases, examples) - _losses(rich, cases, examples)
-        )
+        self.losses_ = self._losses(plain, cases, examples)
+        self.uses_features_ = False
+        if count >= EXAMPLES_MIN:
+            losses = self._losses(rich, cases, examples)
+            # to ask for a standard error would turn away every other one that helps
+            if losses.mean() < self.losses_.mean():
+                self.losses_, self.uses_features_ = losses, True
         return rich if self.uses_features_ else plain
+
+    def _losses(self, rates: Floats, cases: _Cases, examples: Examples) -> Floats:
+        """The log loss of each example, by the Beta distribution that goes with its rate as others' rates teach it."""
+        alpha, beta = np.zeros(len(rates)), np.zeros(len(rates))
+        for taught, left in self._splits(len(rates)):
+            alpha[left], beta[left] = cases.scale(rates, taught).transform(rates[left])
+        right, judged = examples.right.astype(np.int64), examples.samples_max
+        return judging.log_losses(judging.Judged(alpha=alpha, beta=beta, right=right, judged=judged))
 
     def _splits(self, count: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         if count == 1:
@@ -185,7 +199,9 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
             others = np.isin(np.arange(len(examples)), left)
             lessons = VoteWeights().fit(elections.of(~others)).lessons
             gains[left] = cases.elected(left, lessons) - cases.elected(left, COUNTS_ONLY)
-        return VoteWeights().fit(elections).lessons.voting if is_gain(gains) else ()
+        if gains.mean() <= gains.std() / np.sqrt(len(gains)):
+            return ()
+        return VoteWeights().fit(elections).lessons.voting
 
     def _gains(self, queries: int, rows: NDArray[np.int64], gain: Callable[[Bools, Bools], Floats]) -> bool:
         """Whether a lesson of some cases makes others, of queries that taught nothing, likelier in the mean.
@@ -237,12 +253,12 @@ class _Cases:
         many = np.arange(shape[-1] + 1)
         self.votes_of = (many >= VOTES_MIN) & (many <= examples.samples_max[:, None])
 
-    def scale(self, rates: Floats, *, keeps_spread: bool = False) -> BetaScale:
-        """The Beta distributions that go with rates of the examples (Q,)."""
-        raw = np.broadcast_to(rates[:, None, None], self.failed.shape)[self.failed]
-        return BetaScale(keeps_spread=keeps_spread).fit(
-            raw, self.failures[self.failed], self.later[self.failed], self.weights[self.failed]
-        )
+    def scale(self, rates: Floats, some: NDArray[np.int64] | slice = ALL) -> BetaScale:
+        """The Beta distributions that go with rates of the examples (Q,), learned from all or some of those."""
+        failed = self.failed[some]
+        raw = np.broadcast_to(rates[some][:, None, None], failed.shape)[failed]
+        failures, later, weights = (part[some][failed] for part in (self.failures, self.later, self.weights))
+        return BetaScale().fit(raw, failures, later, weights)
 
     def elected(self, rows: NDArray[np.int64], lessons: Lessons) -> Floats:
         """How often votes of two or more samples elect a right answer, of some of the examples."""
@@ -259,15 +275,3 @@ def _leads_right(samples: Samples, leader: NDArray[np.int64]) -> NDArray[np.bool
         same = (samples.answers[..., column : column + 1] == leader) & (leader != NO_ANSWER)
         found |= same & samples.accepted[..., column : column + 1]
     return found
-
-
-def _losses(rates: Floats, cases: _Cases, examples: Examples) -> Floats:
-    """The log loss of each example, by the Beta distributions that go with the rates: whatever ended its samples."""
-    alpha, beta = cases.scale(rates, keeps_spread=True).transform(rates)
-    right, judged = examples.right.astype(np.int64), examples.samples_max
-    return judging.log_losses(judging.Judged(alpha=alpha, beta=beta, right=right, judged=judged))
-
-
-def is_gain(gains: Floats) -> bool:
-    """Whether the mean of what queries gain is more than its standard error."""
-    return bool(gains.mean() > gains.std() / np.sqrt(len(gains)))

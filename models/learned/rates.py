@@ -13,11 +13,14 @@ from sklearn.linear_model import LogisticRegression
 
 from models.learned.facts import Facts
 from scheduler.core.lessons import RATE_MAX, RATE_MIN, expit, logit
+from scheduler.core.priors import fit_beta
 
 Floats = NDArray[np.float64]
 
-PRIOR_SAMPLES = 1.0
+PRIOR_SAMPLES = 0.25
 """Samples at the mean rate that are added to each query's own before its rate is taken."""
+FALLBACK_SAMPLES = 1.0
+"""The same, at a rate of a half, for rates of tasks and tenants: they may have been taught by one query."""
 KERNEL_ROWS_MAX = 4000
 """Rows of the kernel: its memory grows with their square. Beyond that a random part teaches it."""
 CHUNK = 2_000
@@ -26,6 +29,10 @@ CHUNK = 2_000
 
 class RateRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """The mean, in log-odds, of a smooth (kernel ridge) and a linear (logistic) model.
+
+    It learns from shares of right samples. Where those stop at the first right one, hard queries have more of them: by
+    the number of its samples a query would count too much and the rates come out too low, alike too little and too
+    high. By its root they come out about right, and vary with the true ones most.
 
     Either alone was worse on the recorded pools: their errors differ. `gamma` and `alpha` are those of the kernel
     ridge, `C` that of the logistic regression.
@@ -39,10 +46,10 @@ class RateRegressor(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, X: Floats, right: Floats, drawn: Floats) -> Self:  # noqa: N803
         """Learn from counts: `right` of `drawn` samples per row."""
-        self.mean_ = float(np.clip(right.sum() / drawn.sum(), RATE_MIN, RATE_MAX))
+        self.mean_ = float(np.clip(_mean(right, drawn), RATE_MIN, RATE_MAX))
         rates = (right + PRIOR_SAMPLES * self.mean_) / (drawn + PRIOR_SAMPLES)
         rows = np.random.default_rng(self.seed).permutation(len(X))[:KERNEL_ROWS_MAX]
-        weights = drawn / drawn.mean()
+        weights = np.sqrt(drawn / drawn.mean())
         self.kernel_ = KernelRidge(kernel="rbf", gamma=self.gamma, alpha=self.alpha)
         self.kernel_.fit(X[rows], rates[rows] - self.mean_, sample_weight=weights[rows])
         labels = np.repeat([1, 0], len(X))
@@ -68,7 +75,7 @@ class FallbackRates(RegressorMixin, BaseEstimator):  # type: ignore[misc]
 
     def fit(self, facts: Sequence[Facts], right: Floats, drawn: Floats) -> Self:
         """Learn from counts: `right` of `drawn` samples per query."""
-        rates = (right + PRIOR_SAMPLES * 0.5) / (drawn + PRIOR_SAMPLES)
+        rates = (right + FALLBACK_SAMPLES * 0.5) / (drawn + FALLBACK_SAMPLES)
         self.rate_ = float((rates.sum() + 0.5) / (len(rates) + 1))
         tasks = [_task(fact) for fact in facts]
         self.tasks_ = self._shrunk(tasks, rates, [self.rate_] * len(facts))
@@ -90,6 +97,11 @@ class FallbackRates(RegressorMixin, BaseEstimator):  # type: ignore[misc]
             group: (total + self.strength * around[group]) / (count + self.strength)
             for group, (total, count) in sums.items()
         }
+
+
+def _mean(right: Floats, drawn: Floats) -> float:
+    """The mean rate of queries, whatever ended their samples."""
+    return fit_beta(right.astype(np.int64), drawn.astype(np.int64)).mean
 
 
 def _task(fact: Facts) -> str:

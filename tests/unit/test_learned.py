@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 
 from scheduler import predictor_files, retuning
+from scheduler.core.judging import gain_over
 from scheduler.core.observing import chance_of_leader
 from scheduler.learned import TextLearner, as_examples
 from scheduler.learning import Drawn, Example, Remembers
 from scheduler.probes import packed
+from scheduler.retuning import beliefs_of
 from scheduler.types import Arm, Plan, Probe, Query, Sample
 from tests.factories import MODEL
 from tests.unit.test_champion import BELIEVED
@@ -222,10 +224,15 @@ def test_a_query_without_a_probe_that_can_be_read_is_predicted_by_its_text(probe
     assert both.predict(queries, arms(examples[:20])) == by_text.predict(queries, arms(examples[:20]))
 
 
-def test_a_probe_that_tells_nothing_is_not_read() -> None:
-    learned = TextLearner().fit(seeing(settled(300), tells=False), "v1")
+def test_probes_that_tell_nothing_cost_next_to_nothing() -> None:
+    lost = []
+    for seed in range(4):
+        taught = seeing(settled(200, seed), tells=False, seed=seed)
+        left = seeing(settled(300, 100 + seed), tells=False, seed=100 + seed)
+        by_text = TextLearner().fit([replace(one, query=replace(one.query, probe=None)) for one in taught], "v1")
+        lost.append(gain_over(beliefs_of(TextLearner().fit(taught, "v1"), left), beliefs_of(by_text, left)).mean)
 
-    assert learned.about()["models"][MODEL]["uses_probe"] is None
+    assert np.mean(lost) < 0.01
 
 
 def test_of_probes_of_two_views_the_newest_are_read() -> None:
