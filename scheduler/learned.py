@@ -41,15 +41,9 @@ class TextLearner:
             if len(mine) < EXAMPLES_MIN:
                 continue
             models[model] = DifficultyPredictor(with_probe=False)
-            unseen = models[model].fit_beliefs(as_examples(mine))
-            pasts[model] = _past(unseen, mine)
-            seen = [row for row, example in enumerate(mine) if _is_of(example.query, _newest_view(mine))]
-            if len(seen) >= EXAMPLES_MIN:
-                some = [mine[row] for row in seen]
-                sighted = Sighted(view=_newest_view(mine), predictor=DifficultyPredictor())
-                better = sighted.predictor.fit_beliefs(as_examples(some))
-                if sighted.predictor.losses_.mean() < models[model].losses_[seen].mean():
-                    probed[model], pasts[model] = sighted, _past(better, some)
+            pasts[model] = _past(models[model].fit_beliefs(as_examples(mine)), mine)
+            if (better := _sighted(mine, models[model].losses_)) is not None:
+                probed[model], pasts[model] = better
         return TextPredictor(version, models, plain_priors(examples).frozen(version), pasts, probed)
 
 
@@ -151,6 +145,18 @@ class TextPredictor:
     def _main(self, model: str) -> DifficultyPredictor:
         """The predictor of most queries of a model: where probes tell more, few have none."""
         return self._probed[model].predictor if model in self._probed else self._models[model]
+
+
+def _sighted(examples: Sequence[Example], losses: Floats) -> tuple[Sighted, Past] | None:
+    """A predictor of queries with the newest kind of probe, where those are predicted better than by `losses` (Q,)."""
+    view = _newest_view(examples)
+    rows = [row for row, example in enumerate(examples) if _is_of(example.query, view)]
+    if len(rows) < EXAMPLES_MIN:
+        return None
+    some = [examples[row] for row in rows]
+    sighted = Sighted(view=view, predictor=DifficultyPredictor())
+    past = _past(sighted.predictor.fit_beliefs(as_examples(some)), some)
+    return (sighted, past) if sighted.predictor.losses_.mean() < losses[rows].mean() else None
 
 
 def _newest_view(examples: Sequence[Example]) -> View:
