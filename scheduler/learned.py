@@ -11,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 
 from models.learned.facts import Examples, Facts
-from models.learned.predictor import EXAMPLES_MIN, DifficultyPredictor
+from models.learned.predictor import EXAMPLES_MIN, DifficultyPredictor, are_better
 from scheduler.core.beliefs import Beliefs, Floats
 from scheduler.core.evidence import NO_ANSWER, Samples
 from scheduler.core.said import said
@@ -156,7 +156,7 @@ def _sighted(examples: Sequence[Example], losses: Floats) -> tuple[Sighted, Past
     some = [examples[row] for row in rows]
     sighted = Sighted(view=view, predictor=DifficultyPredictor())
     past = _past(sighted.predictor.fit_beliefs(as_examples(some)), some)
-    return (sighted, past) if sighted.predictor.losses_.mean() < losses[rows].mean() else None
+    return (sighted, past) if are_better(sighted.predictor.losses_, losses[rows]) else None
 
 
 def _newest_view(examples: Sequence[Example]) -> View:

@@ -117,8 +117,7 @@ class DifficultyPredictor(BaseEstimator):  # type: ignore[misc]
         self.uses_features_ = False
         if count >= EXAMPLES_MIN:
             losses = self._losses(rich, cases, examples)
-            # to ask for a standard error would turn away every other one that helps
-            if losses.mean() < self.losses_.mean():
+            if are_better(losses, self.losses_):
                 self.losses_, self.uses_features_ = losses, True
         return rich if self.uses_features_ else plain
 
@@ -275,3 +274,13 @@ def _leads_right(samples: Samples, leader: NDArray[np.int64]) -> NDArray[np.bool
         same = (samples.answers[..., column : column + 1] == leader) & (leader != NO_ANSWER)
         found |= same & samples.accepted[..., column : column + 1]
     return found
+
+
+def are_better(losses: Floats, others: Floats) -> bool:
+    """Whether the log losses of queries that taught nothing are lower than others of the same queries.
+
+    By a standard error where there are few, and by less and less: what noise can cost shrinks with their number, and to
+    ask for the same of all would turn away every other kind of knowledge that helps.
+    """
+    gains = others - losses
+    return bool(gains.mean() * len(gains) > gains.std() * np.sqrt(EXAMPLES_MIN))
