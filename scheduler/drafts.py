@@ -148,18 +148,18 @@ def _together(
 ) -> Draft:
     """One draft of those of a query. Where its caps and its own limit can pay some models, no others are asked.
 
-    What those have drawn counts all the same.
+    What those have drawn counts all the same. Where they can pay none, it is the model's that lacks least.
     """
     if len(variants) > 1:
-        pays = []
+        lacks = []
         for draft in variants:
             cap = caps[draft.tenant_id, draft.query.model]
             left = [each for each in (limit_nanousd, cap[0] if cap is not None else None) if each is not None]
-            pays.append(draft.need_nanousd <= min(left, default=draft.need_nanousd))
-        if not any(pays):
-            return variants[0]
-        paired = zip(variants, pays, strict=True)
-        variants = [draft if can_pay else _drawn_only(draft) for draft, can_pay in paired if can_pay or draft.drawn]
+            lacks.append(draft.need_nanousd - min(left, default=draft.need_nanousd))
+        if min(lacks) > 0:
+            return variants[lacks.index(min(lacks))]
+        paired = zip(variants, lacks, strict=True)
+        variants = [draft if lack <= 0 else _drawn_only(draft) for draft, lack in paired if lack <= 0 or draft.drawn]
     return replace(variants[0], others=tuple(variants[1:]))
 
 

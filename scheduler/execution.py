@@ -83,8 +83,11 @@ class Drive:
         try:
             await self._run_strategy()
         except CapReached as refused:
-            await self._end(settlement.parked(self.work.funded, refused))
-            log.info("query_parked", query=self.work.query.id, because=refused.attributes["scope"])
+            if self.work.plan.escalates:
+                await self._end(settlement.handed_on(self.work.funded))  # another model may have a cap with room
+            else:
+                await self._end(settlement.parked(self.work.funded, refused))
+                log.info("query_parked", query=self.work.query.id, because=refused.attributes["scope"])
         except Cancelled:
             await self._give_up()
         except EngineError as error:

@@ -164,7 +164,7 @@ def given_back(funded: Funded) -> Ending:
 
 
 def handed_on(funded: Funded) -> Ending:
-    """Asked in vain: another model's turn comes with the next plan. The samples are kept."""
+    """Asked in vain, or as far as its cap went: another model's turn comes with the next plan. The samples are kept."""
     return Ending(funded=funded, state=QueryState.QUEUED)
 
 

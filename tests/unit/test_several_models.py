@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from models.tables import Attempt, Batch, PlanRow, QueryRow, SampleRow, Tenant, Wave
+from models.tables import Attempt, Batch, Cap, PlanRow, QueryRow, SampleRow, Tenant, Wave
 from scheduler import ledger, pacing, recovery, settlement
 from scheduler.audit import discrepancies
 from scheduler.budgets import allot_window
@@ -275,6 +275,38 @@ def test_a_model_whose_own_cap_is_used_up_is_passed_over(sessions: sessionmaker[
 
     assert plan.model == LARGE
     assert row(sessions, query_id).state == QueryState.ANSWERED
+
+
+def test_a_query_that_one_models_cap_stops_in_the_middle_goes_on_with_the_other(
+    sessions: sessionmaker[Session],
+) -> None:
+    query_id = begin(sessions)
+    with sessions.begin() as session:
+        add_cap(session, session.scalars(select(Tenant)).one(), 160, model=SMALL)
+
+    first = attempt(sessions, ScriptedEngine(answers("3"), answers("4")))
+    then = attempt(sessions, ScriptedEngine(answers("21")))
+
+    assert (first.model, first.samples_max) == (SMALL, 2)
+    assert then.model == LARGE
+    assert row(sessions, query_id).state == QueryState.ANSWERED
+    assert row(sessions, query_id).samples_drawn == 2
+
+
+def test_a_query_that_no_cap_can_pay_waits_for_the_one_that_lacks_least(sessions: sessionmaker[Session]) -> None:
+    query_id = begin(sessions)
+    with sessions.begin() as session:
+        tenant = session.scalars(select(Tenant)).one()
+        add_cap(session, tenant, 1, model=SMALL)
+        add_cap(session, tenant, 1_600, model=LARGE)
+        assert fund_window(session, planned(session), NOW) == []
+
+    assert row(sessions, query_id).state == QueryState.PARKED
+    assert row(sessions, query_id).model == LARGE
+    with sessions.begin() as session:
+        session.execute(update(Cap).where(Cap.model == LARGE).values(limit_nanousd=100_000))
+        assert recovery.resume_parked(session, NOW, limit=10) == 1
+    assert attempt(sessions, ScriptedEngine(answers("21"))).model == LARGE
 
 
 def test_a_cap_on_one_model_abandons_no_query_that_another_answers(sessions: sessionmaker[Session]) -> None:
