@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import numpy as np
-from sqlalchemy import delete, insert, select
+from sqlalchemy import delete, select
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from models.tables import ProbeRow, QueryRow
@@ -44,14 +45,14 @@ def wanted(session: Session, limit: int) -> dict[int, str]:
 def keep(session: Session, view: str, vectors: Mapping[int, Sequence[float] | None]) -> None:
     """Keep the vector of each query; None where its prompt was refused, so that it is not asked for again."""
     known = set(session.scalars(select(QueryRow.id).where(QueryRow.id.in_(vectors))))
-    known -= set(_among(session, list(vectors)))
     rows = [
         {"query_id": query_id, "view": view, "vector": None if vector is None else packed(vector)}
         for query_id, vector in vectors.items()
         if query_id in known
     ]
     if rows:
-        session.execute(insert(ProbeRow), rows)
+        dialect = sqlite if session.get_bind().dialect.name == "sqlite" else postgresql
+        session.execute(dialect.insert(ProbeRow).on_conflict_do_nothing(), rows)  # of two daemons one was first
 
 
 def packed(vector: Sequence[float]) -> bytes:

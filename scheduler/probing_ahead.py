@@ -20,8 +20,8 @@ from scheduler.probing import hidden_states_or_refusals, served_name
 from scheduler.types import AlertKind
 from scheduler.wiring import Services
 
-LOOK_S = 0.25
-"""How often it is looked whether queries wait without a probe."""
+LOOK_S = 0.5
+"""How often it is looked whether queries wait without a probe: a quarter of the time that they wait for it."""
 AWAY_S = 5.0
 """How long a server is left alone that does not answer."""
 AT_ONCE = 64

@@ -7,17 +7,18 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from models.tables import Pace, PredictorRow
-from scheduler import predictors
+from models.tables import Pace, PredictorRow, QueryRow
+from scheduler import predictors, probes
 from scheduler.errors import Conflict
 from scheduler.examples import read_examples
 from scheduler.insight import insight
 from scheduler.priors import PlainPriors
 from scheduler.reports import Scope
 from scheduler.settings import Settings
+from scheduler.states import QueryState
 from scheduler.tuning import ask_if_due
 from scheduler.wiring import Services
 from tests.factories import NOW, add_batch, add_cap, add_query, add_tenant, add_worker, new_sessions
@@ -76,3 +77,29 @@ def test_of_many_promotions_at_once_one_predictor_is_left_in_use(sessions: sessi
         assert sorted(states) == ["champion", *["retired"] * 5]
         with pytest.raises(Conflict):
             predictors.promote(session, predictors.champion(session).version, NOW)  # type: ignore[union-attr]
+
+
+def test_probes_of_two_daemons_at_once_are_kept_once_and_forgotten_when_they_are_old(
+    sessions: sessionmaker[Session], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probes, "KEPT", 2)
+    with sessions.begin() as session:
+        batch = add_batch(session, add_tenant(session))
+        ids = [add_query(session, batch, f"{i}").id for i in range(4)]
+        assert list(probes.wanted(session, 10)) == ids
+
+    def keep(view: str) -> None:
+        with sessions.begin() as session:
+            probes.keep(session, view, dict.fromkeys(ids, (0.5, -2.0)))
+
+    with ThreadPoolExecutor(4) as threads:
+        list(threads.map(keep, "abcd"))
+
+    with sessions.begin() as session:
+        found = probes.probes_of(session, ids)
+        assert [found[query_id].vector for query_id in ids] == [probes.packed([0.5, -2.0])] * 4
+        assert len({found[query_id].view for query_id in ids}) == 1
+        assert not probes.wanted(session, 10)
+        session.execute(update(QueryRow).values(state=QueryState.ANSWERED))
+        assert probes.forget(session) == 2
+        assert set(probes.probes_of(session, ids)) == set(ids[2:])
