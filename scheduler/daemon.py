@@ -16,23 +16,22 @@ from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
 from sqlalchemy import Connection, Engine, func, select
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session, sessionmaker
 
 from models.tables import Batch, LlmRow, QueryRow
-from scheduler import alerts, champion, dispatch, files, pacing, presence, recovery
+from scheduler import alerts, champion, dispatch, files, pacing, presence, probes, recovery
 from scheduler.audit.schedule import auditing
 from scheduler.budgets import allot_window
 from scheduler.champion import Champion
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.courier import delivering
-from scheduler.database import open_database, reading
+from scheduler.database import looking, open_database, reading
 from scheduler.drafts import draft_plans
 from scheduler.finalization import finalize
 from scheduler.intake import advance_intake
 from scheduler.outages import in_words
 from scheduler.peers import share_out
 from scheduler.planning import choose_window, fund_window
-from scheduler.probing_ahead import probing
+from scheduler.probing_ahead import Prober, make_prober, probing
 from scheduler.settings import Settings
 from scheduler.states import QUERY_OPEN, BatchState
 from scheduler.tuning import tuning
@@ -72,6 +71,7 @@ class Daemon:
     celery: Celery
     predictor: Champion = field(default_factory=Champion)
     rotation: DeficitRoundRobin = field(default_factory=DeficitRoundRobin)
+    prober: Prober | None = None
     _seldom_due: float = 0.0
     _watch: presence.Watch = field(init=False)
     _patient_until: datetime = field(init=False)
@@ -185,7 +185,8 @@ class Daemon:
         """Plan and fund one window."""
         settings, now = self.services.settings, self.services.clock()
         with looking(self.services.sessions) as session:
-            rows = choose_window(session, self.rotation, settings, now, awaits_probes=settings.probe_url is not None)
+            ready = probes.is_ready(now) if self.prober is not None and self.prober.is_answering else None
+            rows = choose_window(session, self.rotation, settings, now, ready)
             drafts = draft_plans(session, rows, self.predictor, settings, now) if rows else []
             drafts = share_out(drafts, self.predictor.past)
             window = allot_window(session, drafts, settings, now, may_abandon=self.predictor.is_learned)
@@ -259,8 +260,9 @@ def run(settings: Settings) -> None:
                 continue
             log.info("daemon_leads")
             services = make_services(settings)
-            daemon = Daemon(services=services, celery=dispatch.make_celery(settings.broker_url))
-            with delivering(services), auditing(services), tuning(services), probing(services):
+            prober = make_prober(services)
+            daemon = Daemon(services=services, celery=dispatch.make_celery(settings.broker_url), prober=prober)
+            with delivering(services), auditing(services), tuning(services), probing(prober):
                 wait = 1.0
                 while not stop.is_set() and leads():
                     busy = daemon.tick(wait)
@@ -273,19 +275,6 @@ def run(settings: Settings) -> None:
 def next_wait(last: float, *, busy: bool) -> float:
     """How long to wait after a tick, in usual waits: longer and longer while there is nothing to do."""
     return 1.0 if busy else min(last * SLOWER, SLOWEST)
-
-
-@contextmanager
-def looking(factory: sessionmaker[Session]) -> Iterator[Session]:
-    """A session that only reads, and only by index.
-
-    Every question of a tick has an index that answers it in a few steps, however long the queue. PostgreSQL would
-    sometimes rather begin to read the table, or sort all that waits, because it takes rows for evenly spread.
-    """
-    with reading(factory) as session:
-        if session.get_bind().dialect.name == "postgresql":
-            session.execute(select(*(func.set_config(name, "off", True) for name in ("enable_seqscan", "enable_sort"))))
-        yield session
 
 
 @contextmanager

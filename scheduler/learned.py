@@ -156,7 +156,8 @@ def _sighted(examples: Sequence[Example], losses: Floats) -> tuple[Sighted, Past
     some = [examples[row] for row in rows]
     sighted = Sighted(view=view, predictor=DifficultyPredictor())
     past = _past(sighted.predictor.fit_beliefs(as_examples(some)), some)
-    return (sighted, past) if are_better(sighted.predictor.losses_, losses[rows]) else None
+    helps = sighted.predictor.uses_features_ and are_better(sighted.predictor.losses_, losses[rows])
+    return (sighted, past) if helps else None
 
 
 def _newest_view(examples: Sequence[Example]) -> View:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import bindparam, func, insert, select, update
+from sqlalchemy import ColumnElement, and_, bindparam, func, insert, select, true, update
 from sqlalchemy.orm import Session
 
 from models.tables import Attempt, Batch, PlanRow, QueryRow, Tenant, Worker
@@ -16,7 +16,6 @@ from scheduler.admission import room_of
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.drafts import Draft
 from scheduler.ledger import tightest_cap
-from scheduler.probes import ready
 from scheduler.settings import Settings
 from scheduler.states import AttemptState, BatchState, QueryState
 from scheduler.waiting import WANTED_FIRST, waiting_groups, waits_in
@@ -30,12 +29,11 @@ def choose_window(
     rotation: DeficitRoundRobin,
     settings: Settings,
     now: datetime,
-    *,
-    awaits_probes: bool = False,
+    ready: ColumnElement[bool] | None = None,
 ) -> Sequence[QueryRow]:
     """The queries to plan next: as many as workers will soon have room for, fair across tenants.
 
-    Where it `awaits_probes`, new queries are left for a moment in which they may get one.
+    Those that are not `ready` are left for later.
     """
     room = min(settings.window_size, _room(session, settings, now))
     if room <= 0:
@@ -50,11 +48,9 @@ def choose_window(
     each = max(8, 2 * room // len(tenants)) if len(tenants) > 1 else room
     own_room = room_of(session, tenants)
     heads = {
-        tenant.id: _heads(session, tenant.id, models[tenant.id], min(each, own_room.get(tenant.id, each)))
+        tenant.id: _heads(session, tenant.id, models[tenant.id], min(each, own_room.get(tenant.id, each)), ready)
         for tenant in tenants
     }
-    if awaits_probes:
-        heads = {tenant_id: ready(session, rows, now) for tenant_id, rows in heads.items()}
     costs = {tenant_id: [_rough_cost(row) for row in rows] for tenant_id, rows in heads.items()}
     turns = rotation.choose(costs, {tenant.id: tenant.weight for tenant in tenants}, room)
     return [row for tenant_id, count in turns.items() for row in heads[tenant_id][:count]]
@@ -135,10 +131,12 @@ def _room(session: Session, settings: Settings, now: datetime) -> int:
     return AHEAD * int(capacity) - int(session.scalar(_BUSY) or 0)
 
 
-def _heads(session: Session, tenant_id: str, models: Sequence[str], limit: int) -> list[QueryRow]:
+def _heads(
+    session: Session, tenant_id: str, models: Sequence[str], limit: int, ready: ColumnElement[bool] | None
+) -> list[QueryRow]:
     rows: list[QueryRow] = []
     for model in models:
-        waits = waits_in(QueryState.QUEUED, tenant_id, model)
+        waits = and_(waits_in(QueryState.QUEUED, tenant_id, model), true() if ready is None else ready)
         rows += session.scalars(select(QueryRow).where(waits).order_by(*WANTED_FIRST).limit(limit))
     return sorted(rows, key=lambda row: (-row.priority, row.id))[:limit]
 

@@ -7,11 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import numpy as np
-from sqlalchemy import delete, select
+from sqlalchemy import ColumnElement, delete, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from models.tables import ProbeRow, QueryRow
+from models.tables import Batch, ProbeRow, QueryRow, Tenant
 from scheduler.states import QUERY_FINAL, QueryState
 from scheduler.types import Probe, text_of
 from scheduler.waiting import WANTED_FIRST, waiting_groups, waits_in
@@ -30,7 +30,8 @@ CHARACTERS_MAX = 20_000
 
 def wanted(session: Session, limit: int) -> dict[int, str]:
     """The text of queries, by id, that wait without a probe: those whose turn comes first."""
-    groups = waiting_groups(session, QueryState.QUEUED)
+    disabled = set(session.scalars(select(Tenant.id).where(Tenant.disabled_at.is_not(None))))
+    groups = [group for group in waiting_groups(session, QueryState.QUEUED) if group[0] not in disabled]
     each = max(1, AHEAD // len(groups)) if groups else 0
     turns: list[tuple[int, int]] = []  # place in its group, query
     for tenant_id, model in groups:
@@ -70,11 +71,11 @@ def probes_of(session: Session, query_ids: Collection[int]) -> dict[int, Probe]:
     return {row.query_id: Probe(view=row.view, vector=row.vector) for row in rows}
 
 
-def ready(session: Session, rows: Sequence[QueryRow], now: datetime) -> list[QueryRow]:
-    """Those queries that have been probed or have waited for it long enough."""
-    fresh = [row.id for row in rows if row.created_at > now - PATIENCE]
-    waiting = set(fresh) - set(_among(session, fresh))
-    return [row for row in rows if row.id not in waiting]
+def is_ready(now: datetime) -> ColumnElement[bool]:
+    """Whether a query has been probed, has waited for it long enough, or has a client that waits for its answer."""
+    probed = select(ProbeRow.query_id).where(ProbeRow.query_id == QueryRow.id).correlate(QueryRow).scalar_subquery()
+    interactive = select(Batch.interactive).where(Batch.id == QueryRow.batch_id).correlate(QueryRow).scalar_subquery()
+    return or_(QueryRow.created_at <= now - PATIENCE, probed.is_not(None), interactive)
 
 
 def forget(session: Session) -> int:

@@ -14,14 +14,18 @@ from typing import Any, TypeVar
 
 import httpx
 
-from scheduler.errors import EngineRejected, EngineUnavailable, InvalidRequest
+from scheduler.errors import EngineError, EngineRejected, EngineUnavailable, InvalidRequest
 
 CONCURRENCY = 32
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
-AHEAD_TIMEOUT = httpx.Timeout(60.0, connect=5.0)
-"""For prompts that are read ahead: whoever waits for them does so for seconds only."""
+AHEAD_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
+"""For prompts that are read ahead: on two cores a small model takes ten seconds for its whole context."""
 REFUSALS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
 """What says that this prompt is wrong; anything else says that the server is."""
+PLAIN = "What is 12 + 9?"
+"""What a probe server is asked first: one that cannot read this reads nothing."""
+LARGEST = 3e38
+"""What a 32-bit float holds."""
 DIGITS = 5
 """Significant digits of a vector's numbers: more say nothing, and fill the pool."""
 T = TypeVar("T")
@@ -48,28 +52,37 @@ def hidden_states(model: str, questions: Sequence[str], url: str) -> list[list[f
     return asyncio.run(_ask_all(url, questions, partial(_hidden_state, model)))
 
 
-def hidden_states_or_refusals(model: str, prompts: Sequence[str], url: str) -> list[list[float] | None]:
-    """The same, with None for each prompt that the server refuses. Of too long a prompt its end is read.
+def hidden_states_or_errors(model: str, prompts: Sequence[str], url: str) -> list[list[float] | EngineError]:
+    """The same, with what went wrong for each prompt that has none. Of too long a prompt the end is read."""
 
-    Raises EngineUnavailable where the server does not answer.
-    """
-
-    async def ask(client: httpx.AsyncClient, prompt: str) -> list[float] | None:
+    async def ask(client: httpx.AsyncClient, prompt: str) -> list[float] | EngineError:
         try:
             return await _hidden_state(model, client, prompt, truncate_prompt_tokens=-1, truncation_side="left")
-        except EngineRejected:
-            return None
+        except EngineError as error:
+            return error
 
     return asyncio.run(_ask_all(url, prompts, ask, AHEAD_TIMEOUT))
 
 
-def served_name(url: str) -> str:
-    """The name of the model that a server serves. Raises EngineUnavailable where it does not say."""
+def served_view(url: str) -> str:
+    """The name of a probe server's view. Raises EngineUnavailable where it cannot read a plain prompt."""
+    name = _served_name(url)
+    [told] = hidden_states_or_errors(name, [PLAIN], url)
+    if isinstance(told, EngineError):
+        raise EngineUnavailable(told.message)
+    return name
+
+
+def _served_name(url: str) -> str:
+    answer = None
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/models", timeout=AHEAD_TIMEOUT, trust_env=False).raise_for_status()
-        return str(answer.json()["data"][0]["id"])
+        answer = httpx.get(f"{url.rstrip('/')}/models", timeout=AHEAD_TIMEOUT, trust_env=False)
+        return str(answer.raise_for_status().json()["data"][0]["id"])
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError) as error:
-        raise EngineUnavailable(f"The server at {url} does not name its model: {error!r}.") from None
+        told = f"it answers {answer.status_code}" if answer is not None else type(error).__name__
+        raise EngineUnavailable(
+            f"The server at {url} does not name its model: {told}. The URL usually ends in /v1."
+        ) from None
 
 
 def prompt_statistics(model: str, questions: Sequence[str], url: str) -> list[PromptStatistics]:
@@ -95,9 +108,12 @@ async def _hidden_state(model: str, client: httpx.AsyncClient, prompt: str, **mo
     body = {**_chat(model, prompt), "add_generation_prompt": True, "use_activation": False, **more}
     answer = await _post(client, "embeddings", body, prompt)
     try:
-        return [float(f"{number:.{DIGITS}g}") for number in answer["data"][0]["embedding"]]
+        vector = [float(f"{number:.{DIGITS}g}") for number in answer["data"][0]["embedding"]]
     except (KeyError, IndexError, TypeError, ValueError):
         raise EngineUnavailable("What answers is no pooling server: there is no embedding in its answer.") from None
+    if not all(abs(number) <= LARGEST for number in vector):
+        raise EngineRejected(f"The prompt {prompt[:60]!r} has a hidden state that is no number, or too large a one.")
+    return vector
 
 
 def _chat(model: str, question: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -14,9 +14,9 @@ from sqlalchemy.exc import DBAPIError
 from scheduler import probes
 from scheduler.alerts import raise_alert
 from scheduler.beside import beside
-from scheduler.database import reading
-from scheduler.errors import EngineUnavailable, SchedulerError
-from scheduler.probing import hidden_states_or_refusals, served_name
+from scheduler.database import looking
+from scheduler.errors import EngineError, EngineUnavailable
+from scheduler.probing import hidden_states_or_errors, served_view
 from scheduler.types import AlertKind
 from scheduler.wiring import Services
 
@@ -24,21 +24,29 @@ LOOK_S = 0.5
 """How often it is looked whether queries wait without a probe: a quarter of the time that they wait for it."""
 AWAY_S = 5.0
 """How long a server is left alone that does not answer."""
-AT_ONCE = 64
+AT_ONCE = 16
+"""Prompts asked together: what they show is kept when the last of them is read."""
 FORGET_EVERY = 10_000
 """Probes kept between two looks for those that are too old."""
-ALERT_AFTER = timedelta(minutes=1)
+MINUTES = 3
+ALERT_AFTER = timedelta(minutes=MINUTES)
+"""Longer than a small model takes to load."""
 STOP_S = 5.0
 
 log = structlog.get_logger()
 
 
-def probing(services: Services) -> AbstractContextManager[None]:
-    """Probe queries beside whatever happens in this context, where a probe server is configured."""
+def make_prober(services: Services) -> Prober | None:
+    """Who asks the probe server; None where none is configured."""
     url = services.settings.probe_url
-    if url is None:
+    return Prober(services=services, url=url) if url is not None else None
+
+
+def probing(prober: Prober | None) -> AbstractContextManager[None]:
+    """Probe queries beside whatever happens in this context."""
+    if prober is None:
         return nullcontext()
-    return beside(partial(_look_again_and_again, Prober(services=services, url=url)), name="probing", stop_s=STOP_S)
+    return beside(partial(_look_again_and_again, prober), name="probing", stop_s=STOP_S)
 
 
 @dataclass(slots=True)
@@ -49,22 +57,28 @@ class Prober:
     url: str
     _view: str | None = None
     _away_since: datetime | None = None
-    _kept: int = field(default=0)
+    _kept: int = FORGET_EVERY
+
+    @property
+    def is_answering(self) -> bool:
+        """Whether there is something to wait for: the server answered when it was asked last."""
+        return self._view is not None
 
     def advance(self) -> bool:
         """Probe some queries; returns whether there may be more. Raises EngineUnavailable where the server is away."""
-        with reading(self.services.sessions) as session:
+        view = self._view or self._greet()
+        with looking(self.services.sessions) as session:
             texts = probes.wanted(session, AT_ONCE)
         if not texts:
             return False
-        try:
-            self._view = view = self._view or served_name(self.url)
-            vectors = hidden_states_or_refusals(view, list(texts.values()), self.url)
-        except SchedulerError as error:
-            self._view = None  # it may come back as another one
-            self._complain(error)
-            raise
-        self._away_since = None
+        told = hidden_states_or_errors(view, list(texts.values()), self.url)
+        errors = [each for each in told if isinstance(each, EngineError)]
+        if len(errors) == len(told):
+            self._view = None
+            view = self._greet()  # where that succeeds, it is these prompts that cannot be read
+        if errors:
+            log.warning("prompts_not_probed", prompts=len(errors), message=errors[0].message)
+        vectors = [None if isinstance(each, EngineError) else each for each in told]
         with self.services.sessions.begin() as session:
             probes.keep(session, view, dict(zip(texts, vectors, strict=True)))
             self._kept += len(texts)
@@ -73,7 +87,18 @@ class Prober:
                 probes.forget(session)
         return len(texts) == AT_ONCE
 
-    def _complain(self, error: SchedulerError) -> None:
+    def _greet(self) -> str:
+        """See whether the server reads a plain prompt; returns its view's name."""
+        try:
+            self._view = served_view(self.url)
+        except EngineUnavailable as error:
+            self._complain(error)
+            raise
+        log.info("probe_answers", url=self.url, view=self._view)
+        self._away_since = None
+        return self._view
+
+    def _complain(self, error: EngineUnavailable) -> None:
         """Into the log at once, and to people where it lasts."""
         now = self.services.clock()
         if self._away_since is None:
@@ -86,14 +111,14 @@ class Prober:
                 session,
                 AlertKind.PROBE_UNAVAILABLE,
                 self.url,
-                message=f"The probe server at {self.url} has not answered for a minute, so queries are planned without "
-                f"its view. {error.message} Start it again, or unset ALLOTD_PROBE_URL.",
+                message=f"The probe server at {self.url} has read no prompt for {MINUTES} minutes, so queries are "
+                f"planned without its view. {error.message} Start it again, or unset ALLOTD_PROBE_URL.",
                 now=now,
             )
 
 
 def _look_again_and_again(prober: Prober, stop: threading.Event) -> None:
-    wait_s = LOOK_S
+    wait_s = 0.0
     while not stop.wait(wait_s):
         try:
             wait_s = 0.0 if prober.advance() else LOOK_S

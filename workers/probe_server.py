@@ -6,6 +6,7 @@ Run as `python -m workers.probe_server --llm DIRECTORY --port P`; it becomes the
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from pathlib import Path
 
@@ -14,21 +15,30 @@ from scheduler.probing import layer_of
 from workers.cut_model import NotCut, cut
 from workers.llm_server import vllm_command, vllm_environment
 
+DIGEST_DIGITS = 8
 POOLER = '{"pooling_type": "LAST"}'
 POOLING = ("--runner", "pooling", "--convert", "embed", "--pooler-config", POOLER, "--stream-interval", "1")
 """vLLM 0.32 fails at its first embedding where the interval of streams, which there are none of, is not 1."""
 
 
 def cut_copy(llm: Path, layer: int, directory: Path) -> Path:
-    """The model's first layers in a folder of their own, which is made where none is or the model is newer.
+    """The model's first layers in a folder of their own, made where there is none yet; its name tells the content.
 
     Raises NotCut where the directory holds no model that can be cut there.
     """
-    copy = directory / f"{llm.resolve().name}-layer{layer}"
-    written = copy / "config.json"  # it is written last
-    if not written.exists() or written.stat().st_mtime < max(path.stat().st_mtime for path in llm.iterdir()):
+    copy = directory / f"{llm.resolve().name}-layer{layer}-{digest_of(llm)}"
+    if not (copy / "config.json").exists():  # it is written last
         cut(llm, layer, copy)
     return copy
+
+
+def digest_of(llm: Path) -> str:
+    """A few hexadecimal digits that tell a model's weights, settings and tokenizer from another's."""
+    whole = hashlib.sha256()
+    for path in sorted(path for path in llm.iterdir() if path.suffix in {".json", ".jinja", ".safetensors"}):
+        with path.open("rb") as file:
+            whole.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return whole.hexdigest()[:DIGEST_DIGITS]
 
 
 def main() -> None:

@@ -27,7 +27,8 @@ from scheduler.batch_view import batch_object
 from scheduler.budgets import ALLOTTED, allot_window
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.core.periods import Period, period_bounds
-from scheduler.daemon import Daemon, looking
+from scheduler.daemon import Daemon
+from scheduler.database import looking
 from scheduler.dispatch import make_celery
 from scheduler.drafts import draft_plans
 from scheduler.errors import SchedulerError

@@ -13,16 +13,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from models.tables import Alert, Batch, ProbeRow
+from models.tables import Alert, Batch, ProbeRow, Tenant
 from scheduler import probes, probing_ahead
 from scheduler.core.fairness import DeficitRoundRobin
 from scheduler.drafts import draft_plans
 from scheduler.errors import EngineUnavailable
 from scheduler.planning import choose_window
 from scheduler.prediction import FixedPriors
+from scheduler.probing import PLAIN
 from scheduler.probing_ahead import ALERT_AFTER, Prober
 from scheduler.settings import Settings
 from scheduler.states import BatchState, QueryState
@@ -42,6 +43,8 @@ class ProbeServer:
     asked: list[str] = field(default_factory=list)
     status: int = 200
     answer: bytes | None = None
+    odd: bytes | None = None
+    """What it answers to all but the plain prompt that it is greeted with."""
 
 
 @pytest.fixture
@@ -55,9 +58,14 @@ def server() -> Iterator[ProbeServer]:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             prompt = body["messages"][0]["content"]
-            told.asked.append(prompt)
+            if prompt != PLAIN:
+                told.asked.append(prompt)
             if "too odd" in prompt:
                 self.say(400, b"{}")
+            elif "it breaks" in prompt:
+                self.say(500, b"{}")
+            elif told.odd is not None and prompt != PLAIN:
+                self.say(200, told.odd)
             else:
                 vector = json.dumps({"data": [{"embedding": [float(len(prompt)), 1.0]}]}).encode()
                 self.say(told.status, vector if told.answer is None else told.answer)
@@ -178,7 +186,7 @@ def test_a_prompt_that_is_refused_is_not_asked_again_and_its_query_has_no_probe(
         (200, b'{"data": []}', "no pooling server"),
     ],
 )
-def test_a_server_that_is_ill_loses_no_query_its_probe_and_people_are_told_after_a_minute(
+def test_a_server_that_is_ill_loses_no_query_its_probe_and_people_are_told_where_it_lasts(
     factory: sessionmaker[Session], server: ProbeServer, status: int, answer: bytes, words: str
 ) -> None:
     now = NOW
@@ -225,12 +233,77 @@ def test_new_queries_wait_for_their_probe_and_no_longer_than_a_moment(factory: s
         probed, fresh = add_query(session, batch), add_query(session, batch)
         probes.keep(session, VIEW, {probed.id: [1.0]})
 
-        def window(*, awaits: bool) -> list[int]:
-            rows = choose_window(session, DeficitRoundRobin(), SETTINGS, NOW, awaits_probes=awaits)
-            return [row.id for row in rows]
+        assert window(session, probes.is_ready(NOW)) == [old.id, probed.id]
+        assert window(session, None) == [old.id, probed.id, fresh.id]
 
-        assert window(awaits=True) == [old.id, probed.id]
-        assert window(awaits=False) == [old.id, probed.id, fresh.id]
+
+def window(session: Session, ready: ColumnElement[bool] | None, settings: Settings = SETTINGS) -> list[int]:
+    return [row.id for row in choose_window(session, DeficitRoundRobin(), settings, NOW, ready)]
+
+
+def test_who_waits_for_its_probe_keeps_no_place_from_others(factory: sessionmaker[Session]) -> None:
+    with queue(factory) as (session, batch):
+        add_worker(session)
+        old = add_query(session, batch)
+        old.created_at = NOW - probes.PATIENCE
+        for _ in range(3):
+            add_query(session, batch, priority=9)
+
+        assert window(session, probes.is_ready(NOW), Settings(window_size=1)) == [old.id]
+
+
+def test_a_query_whose_client_waits_does_not_wait_for_its_probe(factory: sessionmaker[Session]) -> None:
+    with queue(factory) as (session, batch):
+        add_worker(session)
+        batch.interactive = True
+        query = add_query(session, batch)
+
+        assert window(session, probes.is_ready(NOW)) == [query.id]
+
+
+def test_only_a_server_that_answers_is_waited_for(prober: Prober, server: ProbeServer) -> None:
+    assert not prober.is_answering
+    prober.advance()
+    assert prober.is_answering
+    server.status = 500
+    with prober.services.sessions.begin() as session:
+        add_query(session, add_batch(session, add_tenant(session)))
+    with pytest.raises(EngineUnavailable):
+        prober.advance()
+    assert not prober.is_answering
+
+
+def test_queries_of_disabled_tenants_are_not_probed(factory: sessionmaker[Session]) -> None:
+    with queue(factory) as (session, batch):
+        session.get_one(Tenant, batch.tenant_id).disabled_at = NOW
+        add_query(session, batch)
+
+        assert not probes.wanted(session, 10)
+
+
+@pytest.mark.parametrize("vector", [b"[NaN, 1.0]", b"[1e39, 1.0]"], ids=["no number", "too large"])
+def test_a_vector_that_no_predictor_could_read_is_not_kept(
+    factory: sessionmaker[Session], prober: Prober, server: ProbeServer, vector: bytes
+) -> None:
+    prober.advance()  # it answers as it should at first
+    with queue(factory) as (session, batch):
+        query_id = add_query(session, batch, "one").id
+    server.odd = b'{"data": [{"embedding": ' + vector + b"}]}"
+
+    prober.advance()
+
+    assert kept(factory) == {query_id: None}
+
+
+def test_a_prompt_that_fails_alone_keeps_no_other_from_its_probe(
+    factory: sessionmaker[Session], prober: Prober, server: ProbeServer
+) -> None:
+    with queue(factory) as (session, batch):
+        good, bad = add_query(session, batch, "one").id, add_query(session, batch, "it breaks").id
+
+    prober.advance()
+
+    assert kept(factory) == {good: [3.0, 1.0], bad: None}
 
 
 def test_predictors_see_the_probe_of_each_query_they_plan(factory: sessionmaker[Session]) -> None:
@@ -281,7 +354,9 @@ def test_without_a_probe_server_nothing_runs_beside_the_daemon(factory: sessionm
     services = Services(settings=SETTINGS, sessions=factory, clock=lambda: NOW)
     before = threading.active_count()
 
-    with probing_ahead.probing(services):
+    prober = probing_ahead.make_prober(services)
+    with probing_ahead.probing(prober):
+        assert prober is None
         assert threading.active_count() == before
 
 
@@ -297,7 +372,7 @@ def check_probing_beside(factory: sessionmaker[Session], server: ProbeServer) ->
         for i in range(probing_ahead.AT_ONCE + 1):
             add_query(session, batch, f"{i}")
 
-    with probing_ahead.probing(services):
+    with probing_ahead.probing(probing_ahead.make_prober(services)):
         deadline = time.monotonic() + 10
         while len(kept(factory)) <= probing_ahead.AT_ONCE and time.monotonic() < deadline:
             time.sleep(0.05)

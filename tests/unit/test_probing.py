@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from scheduler.simulation.pools import read_pools
 from scheduler.simulation.simulate import are_probed
 from tests.unit.simulation.pools import judged, lines, pool_line, write_pool
 from workers.cut_model import NotCut, cut
+from workers.probe_server import cut_copy
 
 PROBE = {
     "model": "small",
@@ -114,3 +116,18 @@ def test_pools_whose_probes_are_of_different_models_are_not_mixed(tmp_path: Path
     with pytest.raises(InvalidRequest, match="run `allotd probe` on all of them"):
         are_probed(read_pools([mixed]))
     assert not are_probed(lines(a="10"))
+
+
+def test_a_cut_copy_is_of_the_model_that_is_named_and_made_once(llm: Path, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / llm.name
+    shutil.copytree(llm, other)
+
+    first = cut_copy(llm, 2, tmp_path / "kept")
+    (first / "mark").touch()
+    again = cut_copy(other, 2, tmp_path / "kept")
+    save_file({"model.norm.weight": torch.zeros(1)}, other / "model.safetensors")
+    changed = cut_copy(other, 2, tmp_path / "kept")
+
+    assert (again / "mark").exists(), "the same model has the same copy, wherever it lies"
+    assert changed != first
+    assert load_file(changed / "model.safetensors")["model.norm.weight"] == 0
