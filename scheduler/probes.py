@@ -28,19 +28,40 @@ CHARACTERS_MAX = 20_000
 """Of a longer prompt only the end is read: that is where the question stands."""
 
 
-def wanted(session: Session, limit: int) -> dict[int, str]:
-    """The text of queries, by id, that wait without a probe: those whose turn comes first."""
+ROUND_CHARACTERS = 2 * CHARACTERS_MAX
+
+
+def wanted(session: Session, limit: int, skipped: int = 0) -> dict[int, str]:
+    """The text of queries, by id, that wait without a probe: those whose turn comes first.
+
+    So many are `skipped` of each tenant and model: their turn comes before they could be read. A round of long prompts
+    has fewer of them.
+    """
     disabled = set(session.scalars(select(Tenant.id).where(Tenant.disabled_at.is_not(None))))
     groups = [group for group in waiting_groups(session, QueryState.QUEUED) if group[0] not in disabled]
     each = max(1, AHEAD // len(groups)) if groups else 0
     turns: list[tuple[int, int]] = []  # place in its group, query
     for tenant_id, model in groups:
         first = select(QueryRow.id).where(waits_in(QueryState.QUEUED, tenant_id, model))
-        turns += enumerate(session.scalars(first.order_by(*WANTED_FIRST).limit(each)))
+        turns += enumerate(session.scalars(first.order_by(*WANTED_FIRST).offset(skipped).limit(each)))
     probed = set(_among(session, [query_id for _, query_id in turns]))
     ids = [query_id for _, query_id in sorted(turns) if query_id not in probed][:limit]
-    bodies = session.execute(select(QueryRow.id, QueryRow.body_json).where(QueryRow.id.in_(ids)))
-    return {row.id: text_of(json.loads(row.body_json)["messages"])[-CHARACTERS_MAX:] for row in bodies}
+    rows = session.execute(select(QueryRow.id, QueryRow.body_json).where(QueryRow.id.in_(ids)))
+    bodies = {row.id: row.body_json for row in rows}
+    found: dict[int, str] = {}
+    room = ROUND_CHARACTERS
+    for query_id in ids:
+        found[query_id] = text_of(json.loads(bodies[query_id] or "{}")["messages"])[-CHARACTERS_MAX:]
+        room -= len(found[query_id])
+        if room <= 0:
+            break
+    return found
+
+
+def late(session: Session, query_ids: Collection[int]) -> int:
+    """How many of the queries had their turn already."""
+    waits = select(QueryRow.id).where(QueryRow.id.in_(query_ids), QueryRow.state == QueryState.QUEUED)
+    return len(query_ids) - len(session.scalars(waits).all())
 
 
 def keep(session: Session, view: str, vectors: Mapping[int, Sequence[float] | None]) -> None:
@@ -83,8 +104,8 @@ def forget(session: Session) -> int:
     oldest = session.scalar(select(ProbeRow.query_id).order_by(ProbeRow.query_id.desc()).offset(KEPT).limit(1))
     if oldest is None:
         return 0
-    settled = select(QueryRow.id).where(QueryRow.id <= oldest, QueryRow.state.in_(sorted(QUERY_FINAL)))
-    gone = delete(ProbeRow).where(ProbeRow.query_id <= oldest, ProbeRow.query_id.in_(settled))
+    state = select(QueryRow.state).where(QueryRow.id == ProbeRow.query_id).correlate(ProbeRow).scalar_subquery()
+    gone = delete(ProbeRow).where(ProbeRow.query_id <= oldest, state.in_(sorted(QUERY_FINAL)))
     return len(session.scalars(gone.returning(ProbeRow.query_id)).all())
 
 

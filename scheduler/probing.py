@@ -111,6 +111,8 @@ async def _hidden_state(model: str, client: httpx.AsyncClient, prompt: str, **mo
         vector = [float(f"{number:.{DIGITS}g}") for number in answer["data"][0]["embedding"]]
     except (KeyError, IndexError, TypeError, ValueError):
         raise EngineUnavailable("What answers is no pooling server: there is no embedding in its answer.") from None
+    if not vector:
+        raise EngineUnavailable("What answers is no pooling server: the embedding in its answer is empty.")
     if not all(abs(number) <= LARGEST for number in vector):
         raise EngineRejected(f"The prompt {prompt[:60]!r} has a hidden state that is no number, or too large a one.")
     return vector

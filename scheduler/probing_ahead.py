@@ -15,7 +15,7 @@ from scheduler import probes
 from scheduler.alerts import raise_alert
 from scheduler.beside import beside
 from scheduler.database import looking
-from scheduler.errors import EngineError, EngineUnavailable
+from scheduler.errors import EngineError, EngineRejected, EngineUnavailable
 from scheduler.probing import hidden_states_or_errors, served_view
 from scheduler.types import AlertKind
 from scheduler.wiring import Services
@@ -39,7 +39,7 @@ log = structlog.get_logger()
 def make_prober(services: Services) -> Prober | None:
     """Who asks the probe server; None where none is configured."""
     url = services.settings.probe_url
-    return Prober(services=services, url=url) if url is not None else None
+    return Prober(services=services, url=url) if url else None
 
 
 def probing(prober: Prober | None) -> AbstractContextManager[None]:
@@ -58,6 +58,8 @@ class Prober:
     _view: str | None = None
     _away_since: datetime | None = None
     _kept: int = FORGET_EVERY
+    _skipped: int = 0
+    """Places at the head of each queue whose turn comes before their prompts could be read."""
 
     @property
     def is_answering(self) -> bool:
@@ -68,24 +70,34 @@ class Prober:
         """Probe some queries; returns whether there may be more. Raises EngineUnavailable where the server is away."""
         view = self._view or self._greet()
         with looking(self.services.sessions) as session:
-            texts = probes.wanted(session, AT_ONCE)
+            texts = probes.wanted(session, AT_ONCE, self._skipped)
         if not texts:
-            return False
-        told = hidden_states_or_errors(view, list(texts.values()), self.url)
-        errors = [each for each in told if isinstance(each, EngineError)]
-        if len(errors) == len(told):
-            self._view = None
-            view = self._greet()  # where that succeeds, it is these prompts that cannot be read
+            self._away_since = None
+            was_ahead, self._skipped = self._skipped, 0
+            return was_ahead > 0
+        told = dict(zip(texts, hidden_states_or_errors(view, list(texts.values()), self.url), strict=True))
+        vectors = {query_id: each for query_id, each in told.items() if not isinstance(each, EngineError)}
+        errors = [each for each in told.values() if isinstance(each, EngineError)]
         if errors:
             log.warning("prompts_not_probed", prompts=len(errors), message=errors[0].message)
-        vectors = [None if isinstance(each, EngineError) else each for each in told]
+        if not vectors:
+            self._view = None
+            ill = next((error for error in errors if isinstance(error, EngineUnavailable)), None)
+            if ill is not None:
+                self._complain(ill)
+                raise ill
+            view = self._greet()  # where that succeeds, it is these prompts that cannot be read
+        self._away_since = None
+        refused = {query_id: None for query_id, each in told.items() if isinstance(each, EngineRejected)}
         with self.services.sessions.begin() as session:
-            probes.keep(session, view, dict(zip(texts, vectors, strict=True)))
+            late = probes.late(session, texts)
+            self._skipped = self._skipped + 2 * late if late else self._skipped // 2
+            probes.keep(session, view, {**vectors, **refused})
             self._kept += len(texts)
             if self._kept >= FORGET_EVERY:
                 self._kept = 0
                 probes.forget(session)
-        return len(texts) == AT_ONCE
+        return True
 
     def _greet(self) -> str:
         """See whether the server reads a plain prompt; returns its view's name."""
@@ -95,7 +107,6 @@ class Prober:
             self._complain(error)
             raise
         log.info("probe_answers", url=self.url, view=self._view)
-        self._away_since = None
         return self._view
 
     def _complain(self, error: EngineUnavailable) -> None:

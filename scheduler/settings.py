@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     llm_url: str = Field(default="http://127.0.0.1:8000/v1", pattern=r"[^\s,]")
     """The model server that a worker asks; or several, separated by commas, of one model or of many."""
     llm_api_key: SecretStr | None = None
-    probe_url: str | None = Field(default=None, pattern=r"^https?://[^\s,]+$")
+    probe_url: str | None = Field(default=None, pattern=r"^(https?://[^\s,]+)?$")
     """A probe server (`python -m workers.probe_server`), whose view of each prompt the daemon lets predictors read."""
     engine: str = Field(default="vllm", pattern="^(vllm|fake)$")
     fake_engine: str | None = None

@@ -120,8 +120,8 @@ def test_queries_that_wait_are_probed_once(factory: sessionmaker[Session], probe
         ids = [add_query(session, batch, question).id for question in ("one", "three")]
         add_query(session, batch, "planned already", state=QueryState.PLANNED)
 
-    assert not prober.advance()  # no more than it took at once
-    prober.advance()
+    assert prober.advance()
+    assert not prober.advance()
 
     assert sorted(server.asked) == ["one", "three"]
     assert kept(factory) == {ids[0]: [3.0, 1.0], ids[1]: [5.0, 1.0]}
@@ -184,6 +184,7 @@ def test_a_prompt_that_is_refused_is_not_asked_again_and_its_query_has_no_probe(
         (404, b"no such route", "answers 404"),
         (200, b"<html>", "no JSON"),
         (200, b'{"data": []}', "no pooling server"),
+        (200, b'{"data": [{"embedding": []}]}', "is empty"),
     ],
 )
 def test_a_server_that_is_ill_loses_no_query_its_probe_and_people_are_told_where_it_lasts(
@@ -303,7 +304,44 @@ def test_a_prompt_that_fails_alone_keeps_no_other_from_its_probe(
 
     prober.advance()
 
-    assert kept(factory) == {good: [3.0, 1.0], bad: None}
+    assert kept(factory) == {good: [3.0, 1.0]}
+    with pytest.raises(EngineUnavailable):  # it may yet be read, until its turn comes
+        prober.advance()
+    with factory() as session:
+        assert list(probes.wanted(session, 10)) == [bad]
+
+
+def test_a_prober_that_is_slower_than_the_workers_reads_further_ahead(
+    factory: sessionmaker[Session], prober: Prober, server: ProbeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probing_ahead, "AT_ONCE", 2)
+    with queue(factory) as (session, batch):
+        ids = [add_query(session, batch, f"{i}").id for i in range(9)]
+    monkeypatch.setattr(probes, "late", lambda _session, query_ids: len(query_ids))
+
+    prober.advance()
+    prober.advance()
+
+    assert sorted(kept(factory)) == [*ids[:2], *ids[4:6]]
+    monkeypatch.setattr(probes, "late", lambda _session, _query_ids: 0)
+    while prober.advance():
+        pass
+    assert sorted(kept(factory)) == ids
+
+
+def test_what_had_its_turn_while_it_was_read_was_late(factory: sessionmaker[Session]) -> None:
+    with queue(factory) as (session, batch):
+        ids = [add_query(session, batch).id, add_query(session, batch, state=QueryState.RUNNING).id]
+
+        assert probes.late(session, ids) == 1
+
+
+def test_a_round_of_long_prompts_is_a_short_one(factory: sessionmaker[Session]) -> None:
+    with queue(factory) as (session, batch):
+        for _ in range(5):
+            add_query(session, batch, "x" * 30_000)
+
+        assert len(probes.wanted(session, 16)) == probes.ROUND_CHARACTERS // probes.CHARACTERS_MAX
 
 
 def test_predictors_see_the_probe_of_each_query_they_plan(factory: sessionmaker[Session]) -> None:
