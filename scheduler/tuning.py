@@ -1,4 +1,7 @@
-"""When challengers are trained: as asked, on a schedule, and on drift; each in a process of its own."""
+"""When challengers are trained: as asked, on a schedule, as what is known doubles, and on drift.
+
+Each is trained in a process of its own.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,8 @@ import subprocess
 import sys
 import threading
 from contextlib import AbstractContextManager
+from datetime import datetime
 from functools import partial
-from typing import Any
 
 import structlog
 from sqlalchemy import func, select
@@ -20,6 +23,7 @@ from scheduler import predictors
 from scheduler.beside import beside
 from scheduler.database import reading
 from scheduler.drift import drift
+from scheduler.examples import EXAMPLES_MAX
 from scheduler.settings import Settings
 from scheduler.states import PredictorState
 from scheduler.wiring import Services
@@ -32,6 +36,7 @@ LABELS_AMONG = 50_000
 """Labels are looked for among so many of the newest queries; where nothing is labelled, there are none to find."""
 STOP_S = 5.0
 SCHEDULED = "its time had come"
+GROWN = "there is twice as much to learn from as last time"
 COMPLAINT_CHARACTERS = 300
 
 log = structlog.get_logger()
@@ -84,24 +89,34 @@ def train(services: Services, version: str, stop: threading.Event) -> None:
 def _due_because(session: Session, services: Services) -> str | None:
     settings = services.settings
     newest = session.scalars(select(PredictorRow).order_by(PredictorRow.created_at.desc()).limit(1)).first()
-    age_s = (services.clock() - newest.created_at).total_seconds() if newest is not None else None
+    since = newest.created_at if newest is not None else None
+    age_s = (services.clock() - since).total_seconds() if since is not None else None
     if age_s is None or age_s >= settings.retune_every_s:
-        since = newest.created_at if newest is not None else None
-        return SCHEDULED if _is_enough(session, settings, since) else None
+        return SCHEDULED if _are_new(session, settings.retune_examples_min, since) else None
+    if age_s < DUE_EVERY_S:
+        return None
+    if newest is not None and _has_doubled(session, settings, newest):
+        return GROWN
     champion = predictors.champion(session)
-    if champion is not None and age_s >= DUE_EVERY_S:
-        return drift(session, champion, json.loads(champion.card_json))
-    return None
+    return None if champion is None else drift(session, champion, json.loads(champion.card_json))
 
 
-def _is_enough(session: Session, settings: Settings, since: Any) -> bool:
-    """Whether there is as much that is new as a predictor needs at all."""
+def _has_doubled(session: Session, settings: Settings, newest: PredictorRow) -> bool:
+    """Whether as much was learned since as the newest predictor was taught by: a long batch learns from itself."""
+    taught = json.loads(newest.card_json).get("examples", 0)
+    if not 0 < taught <= EXAMPLES_MAX // 2:
+        return False
+    return _are_new(session, max(taught, settings.retune_examples_min), newest.created_at)
+
+
+def _are_new(session: Session, wanted: int, since: datetime | None) -> bool:
+    """Whether so many queries are known to be right or wrong that ended since then."""
     newest = session.scalar(select(func.max(QueryRow.id))) or 0
     known = select(QueryRow.id).where(QueryRow.id > newest - LABELS_AMONG, QueryRow.correct.is_not(None))
     if since is not None:
         known = known.where(QueryRow.finished_at > since)
-    some = known.order_by(QueryRow.id.desc()).limit(settings.retune_examples_min).subquery()
-    return (session.scalar(select(func.count()).select_from(some)) or 0) >= settings.retune_examples_min
+    some = known.order_by(QueryRow.id.desc()).limit(wanted).subquery()
+    return (session.scalar(select(func.count()).select_from(some)) or 0) >= wanted
 
 
 def _look_again_and_again(services: Services, stop: threading.Event) -> None:

@@ -254,14 +254,16 @@ def ask(sessions: sessionmaker[Session], minutes: int = 0) -> str:
         return predictors.ask(session, "asked", NOW + timedelta(minutes=minutes)).version
 
 
-def conclude(sessions: sessionmaker[Session], version: str, *, is_better: bool, minutes: int = 0) -> None:
+def conclude(
+    sessions: sessionmaker[Session], version: str, *, is_better: bool, minutes: int = 0, examples: int | None = None
+) -> None:
     with sessions.begin() as session:
         predictors.conclude(
             session,
             version,
             is_better=is_better,
             because="so",
-            card={},
+            card={} if examples is None else {"examples": examples},
             now=NOW + timedelta(minutes=minutes),
             file=(Path(f"{version}.skops"), "0" * 64),
         )
@@ -335,6 +337,41 @@ def test_training_is_due_when_there_is_as_much_that_is_new_as_it_needs(
     assert "held-out" in verdict.because
     assert states(sessions) == {version: "kept_out"}
     assert tuning.ask_if_due(services) is None
+
+
+@pytest.mark.parametrize(("examples", "more", "because"), [(20, 19, None), (20, 20, tuning.GROWN), (0, 40, None)])
+def test_training_is_due_before_its_time_when_the_ledger_has_doubled(
+    sessions: sessionmaker[Session], tmp_path: Path, examples: int, more: int, because: str | None
+) -> None:
+    with sessions.begin() as session:
+        version = predictors.ask(session, "", NOW).version
+    conclude(sessions, version, is_better=False, examples=examples)
+    later = NOW + timedelta(seconds=tuning.DUE_EVERY_S)
+    services = replace(services_on(sessions, tmp_path), clock=lambda: later)
+    with sessions.begin() as session:
+        for _ in range(more):
+            settled(session, True, finished_at=later)
+
+    asked = tuning.ask_if_due(services)
+
+    assert (asked is None) == (because is None)
+    with sessions() as session:
+        assert asked is None or session.get_one(PredictorRow, asked).because == because
+
+
+def test_a_ledger_of_which_only_the_newest_part_is_read_cannot_double(
+    sessions: sessionmaker[Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "EXAMPLES_MAX", 30)
+    with sessions.begin() as session:
+        version = predictors.ask(session, "", NOW).version
+    conclude(sessions, version, is_better=False, examples=20)
+    later = NOW + timedelta(seconds=tuning.DUE_EVERY_S)
+    with sessions.begin() as session:
+        for _ in range(60):
+            settled(session, True, finished_at=later)
+
+    assert tuning.ask_if_due(replace(services_on(sessions, tmp_path), clock=lambda: later)) is None
 
 
 def test_a_champion_that_does_worse_than_its_card_is_fitted_again(
