@@ -153,6 +153,9 @@ async def _post(client: httpx.AsyncClient, path: str, body: dict[str, Any], ques
         raise EngineUnavailable(f"The model server's answer at /{path} is no JSON: {answer.text[:60]!r}") from None
 
 
+FROM_HUB = " `hf download NAME --local-dir DIRECTORY` gets one from the hub."
+
+
 def layer_of(llm: Path, layer: int | None) -> int:
     """The layer of a model to be read: two thirds up where none is named, as middle ones told more than the last.
 
@@ -161,7 +164,9 @@ def layer_of(llm: Path, layer: int | None) -> int:
     try:
         layers = int(json.loads((llm / "config.json").read_text())["num_hidden_layers"])
     except (OSError, ValueError, KeyError, TypeError):
-        raise InvalidRequest(f"{llm}: give a directory with a model's config.json and safetensors.") from None
+        raise InvalidRequest(f"{llm}: give a directory with a model's config.json and safetensors.{FROM_HUB}") from None
+    if not any(llm.glob("*.safetensors")):
+        raise InvalidRequest(f"{llm} holds a config.json, but no safetensors beside it.{FROM_HUB}")
     if layer is not None and not 0 < layer < layers:
         raise InvalidRequest(f"{llm} has {layers} layers; one between 1 and {layers - 1} can be read, {layer} cannot.")
     return layer or max(1, layers * 2 // 3)

@@ -66,6 +66,10 @@ class Prober:
         """Whether there is something to wait for: the server answered when it was asked last."""
         return self._view is not None
 
+    def lose_sight(self) -> None:
+        """Whatever went wrong, nobody waits until the server has answered again."""
+        self._view = None
+
     def advance(self) -> bool:
         """Probe some queries; returns whether there may be more. Raises EngineUnavailable where the server is away."""
         view = self._view or self._greet()
@@ -140,4 +144,5 @@ def _look_again_and_again(prober: Prober, stop: threading.Event) -> None:
             log.error("probing_failed", error=str(error))
         except Exception:
             wait_s = AWAY_S
+            prober.lose_sight()
             log.exception("probing_failed")

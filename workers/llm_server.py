@@ -20,6 +20,8 @@ CPU_KVCACHE_GIB = 2
 CPU_ARGUMENTS = ("--no-enable-chunked-prefill",)
 """vLLM 0.32 takes back the random numbers of a seeded request whose prompt was only partly read, which generators on a
 CPU cannot do: one such request ends the server. Where prompts are read whole, that never happens."""
+SHARED_GPU_SHARE, PROBE_GPU_SHARE = 0.8, 0.1
+"""Parts of a GPU's memory for a served model and for the probe beside it; vLLM by itself claims nearly all of it."""
 CPUINFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = frozenset({"avx512_bf16", "amx_bf16", "bf16", "svebf16"})
 """Where none of them is there, 16-bit products are emulated: on such a 2-core host SmolLM2-135M made 17 tokens/s for 16
@@ -33,13 +35,19 @@ def vllm_command(
     served_name: str | None = None,
     host: str = "127.0.0.1",
     eager: bool = False,
+    gpu_share: float | None = None,
     extra: Sequence[str] = (),
 ) -> list[str]:
     """The command line that serves `llm`; `extra` is appended and so may override what stands before it.
 
     The module, not the `vllm` command: that one asks for the metadata of a distribution named vllm, which the CPU build
-    is not. `eager` leaves out compilation: it starts a minute earlier and runs a third slower.
+    is not. `eager` leaves out compilation: it starts a minute earlier and runs a third slower. `gpu_share` is the part
+    of a GPU's memory that it may take; vLLM's own default where there is none. Without a GPU it means nothing.
     """
+    if is_cpu_build():
+        ours = cpu_arguments()
+    else:
+        ours = () if gpu_share is None else ("--gpu-memory-utilization", str(gpu_share))
     return [
         sys.executable,
         "-m",
@@ -58,7 +66,7 @@ def vllm_command(
         str(STREAM_INTERVAL),
         "--disable-uvicorn-access-log",
         *(["--enforce-eager"] if eager else []),
-        *(cpu_arguments() if is_cpu_build() else ()),
+        *ours,
         *extra,
     ]
 
@@ -114,6 +122,7 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--served-name", help="the model's name in requests; its own by default")
     parser.add_argument("--eager", action="store_true", help="start sooner, run slower")
+    parser.add_argument("--beside-probe", action="store_true", help="leave a part of the GPU to a probe server")
     parser.add_argument("extra", nargs="*", help="further arguments of vLLM, after --")
     options = parser.parse_args()
     command = vllm_command(
@@ -122,6 +131,7 @@ def main() -> None:
         served_name=options.served_name,
         host=options.host,
         eager=options.eager,
+        gpu_share=SHARED_GPU_SHARE if options.beside_probe else None,
         extra=options.extra,
     )
     os.execvpe(command[0], command, vllm_environment(options.llm))  # noqa: S606 - to become it is the point

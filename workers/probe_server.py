@@ -13,7 +13,7 @@ from pathlib import Path
 from scheduler.errors import InvalidRequest
 from scheduler.probing import layer_of
 from workers.cut_model import NotCut, cut
-from workers.llm_server import vllm_command, vllm_environment
+from workers.llm_server import PROBE_GPU_SHARE, vllm_command, vllm_environment
 
 DIGEST_DIGITS = 8
 POOLER = '{"pooling_type": "LAST"}'
@@ -65,6 +65,7 @@ def main() -> None:
         served_name=options.served_name or copy.name,
         host=options.host,
         eager=options.eager,
+        gpu_share=PROBE_GPU_SHARE,
         extra=(*POOLING, *options.extra),
     )
     os.execvpe(command[0], command, vllm_environment(str(copy)))  # noqa: S606 - to become it is the point

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,18 +86,14 @@ def _start(supervisor: Supervisor, session: Session) -> None:
         probe_url=f"http://127.0.0.1:{free_port()}/v1" if session.probe else None,
     )
     model_servers = _model_server(embedded, session.llm)
-    if session.probe is not None:
-        model_servers.append(embedded.probe(session.probe, is_eager=session.llm.is_eager))
     schema.upgrade(embedded.database_url)
     # All at once: a model takes minutes to load, and until it has, daemon and worker wait for it by themselves.
     parts = [embedded.valkey(), *model_servers, embedded.api(), embedded.daemon(), embedded.worker()]
     began = time.monotonic()
-    for part in parts:
-        supervisor.start(part)
-    for part in parts:
-        with _spinning(f"starting {part.name}"):
-            supervisor.wait_ready(part.name)
-        session.say(f"{part.name} is ready ({time.monotonic() - began:.1f} s)")
+    if session.probe is not None:
+        # Before the other model: vLLM counts what others take of a GPU while it starts as its own.
+        _bring_up(supervisor, session, [embedded.probe(session.probe, is_eager=session.llm.is_eager)], began)
+    _bring_up(supervisor, session, parts, began)
     models = served_models(llm_url)
     profile = Profile(url=session.address.url, key=key, llm_url=llm_url)
     unpriced = _price(profile, models, session)
@@ -106,6 +102,16 @@ def _start(supervisor: Supervisor, session: Session) -> None:
         print_json(_facts(session, models, unpriced))
     else:
         _tell(session, models, unpriced, key if is_new else None)
+
+
+def _bring_up(supervisor: Supervisor, session: Session, parts: Sequence[Part], began: float) -> None:
+    """Start parts beside each other, and wait for all of them."""
+    for part in parts:
+        supervisor.start(part)
+    for part in parts:
+        with _spinning(f"starting {part.name}"):
+            supervisor.wait_ready(part.name)
+        session.say(f"{part.name} is ready ({time.monotonic() - began:.1f} s)")
 
 
 def _model_server(embedded: Embedded, llm: Llm) -> list[Part]:

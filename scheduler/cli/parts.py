@@ -108,7 +108,8 @@ class Embedded:
         """A vLLM server. It takes as long as it takes: a large model is loaded for minutes."""
         named = ("--served-name", served_name) if served_name else ()
         eager = ["--eager"] if is_eager else []
-        arguments = ("--llm", llm, *named, *eager, *(["--", *extra] if extra else []))
+        beside = ["--beside-probe"] if self.probe_url is not None else []
+        arguments = ("--llm", llm, *named, *eager, *beside, *(["--", *extra] if extra else []))
         return self._model_server("vllm", "workers.llm_server", self.llm_url, *arguments)
 
     def probe(self, llm: Path, *, is_eager: bool) -> Part:

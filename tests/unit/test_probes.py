@@ -274,6 +274,27 @@ def test_only_a_server_that_answers_is_waited_for(prober: Prober, server: ProbeS
     assert not prober.is_answering
 
 
+def test_after_any_error_nobody_waits_until_the_server_has_answered_again(
+    tmp_path: Path, server: ProbeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with new_sessions(f"sqlite:///{tmp_path / 'allotd.db'}") as factory:
+        settings = SETTINGS.model_copy(update={"probe_url": server.url})
+        prober = probing_ahead.make_prober(Services(settings=settings, sessions=factory, clock=lambda: NOW))
+        assert prober is not None
+        prober.advance()
+
+        def broken(*_: object) -> None:
+            raise RuntimeError("nobody thought of this")
+
+        monkeypatch.setattr(probes, "wanted", broken)
+        with probing_ahead.probing(prober):
+            deadline = time.monotonic() + 10
+            while prober.is_answering and time.monotonic() < deadline:
+                time.sleep(0.01)
+
+        assert not prober.is_answering
+
+
 def test_queries_of_disabled_tenants_are_not_probed(factory: sessionmaker[Session]) -> None:
     with queue(factory) as (session, batch):
         session.get_one(Tenant, batch.tenant_id).disabled_at = NOW

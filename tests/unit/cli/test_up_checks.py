@@ -97,6 +97,30 @@ def test_arguments_after_two_dashes_go_to_vllm(tmp_path: Path) -> None:
     assert command[-3:] == ("--", "--max-model-len", "2048")
 
 
+def test_a_model_with_a_probe_beside_it_leaves_it_room(tmp_path: Path) -> None:
+    embedded = Embedded(
+        directory=tmp_path,
+        address=Address(host="127.0.0.1", port=1),
+        admin_key="k",
+        llm_url="http://127.0.0.1:2/v1",
+        probe_url="http://127.0.0.1:3/v1",
+    )
+
+    command = embedded.vllm("m", served_name=None, is_eager=False, extra=("--max-model-len", "2048")).command
+
+    assert command[-4:] == ("--beside-probe", "--", "--max-model-len", "2048")
+
+
+def test_a_probe_that_is_no_model_is_refused_before_anything_starts(allotd: Allotd, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"num_hidden_layers": 30}')
+
+    none, no_weights = (allotd("up", "--fake", "--probe", str(path)) for path in (tmp_path / "no", tmp_path))
+
+    assert (none.code, no_weights.code) == (2, 2)
+    assert "give a directory with a model's config.json and safetensors. `hf download" in none.err
+    assert "holds a config.json, but no safetensors beside it" in no_weights.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -50,6 +50,24 @@ def test_a_host_without_a_gpu_uses_the_cores_it_may(monkeypatch: pytest.MonkeyPa
     assert "--no-enable-chunked-prefill" in vllm_command("m", 8000)
 
 
+def test_two_models_share_a_gpu_unless_the_operator_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_server, "is_cpu_build", lambda: False)
+
+    alone, shared = vllm_command("m", 8000), vllm_command("m", 8000, gpu_share=0.8)
+    told = vllm_command("m", 8000, gpu_share=0.8, extra=("--gpu-memory-utilization", "0.7"))
+
+    assert "--gpu-memory-utilization" not in alone
+    assert shared[-2:] == ["--gpu-memory-utilization", "0.8"]
+    assert told[-2:] == ["--gpu-memory-utilization", "0.7"]
+    assert llm_server.SHARED_GPU_SHARE + llm_server.PROBE_GPU_SHARE < 1
+
+
+def test_a_host_without_a_gpu_shares_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(llm_server, "is_cpu_build", lambda: True)
+
+    assert "--gpu-memory-utilization" not in vllm_command("m", 8000, gpu_share=0.8)
+
+
 def test_weights_are_32_bits_wide_where_the_processor_only_emulates_16(tmp_path: Path) -> None:
     old, new = tmp_path / "old", tmp_path / "new"
     old.write_text("flags : fpu sse2 avx2")
