@@ -37,6 +37,8 @@ ENGINE_TRIES = 3
 """Times a query may meet a failing (not merely unreachable) engine before it fails; it may itself be the cause."""
 
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 15.0
+HELD_BACKOFF_MAX_S = 2.0
+"""The longest pause of a query that waits for money which other waves hold: those end within seconds."""
 """Waits while the engine is away; they double up to the length of a vLLM start-up's last part."""
 
 OWN_PARAMS = frozenset({"temperature", "max_tokens", "max_completion_tokens", "n", "seed", "stream", "stream_options"})
@@ -117,7 +119,10 @@ class Drive:
         return tuple(kept.sample for kept in taken)
 
     async def _buy(self, want: Generate) -> list[KeptSample]:
-        """Generate one wave of at most n samples and pay for it. Waits while the engine is away."""
+        """Generate one wave of at most n samples and pay for it.
+
+        Waits while the engine is away, and while other waves of its batch hold the money that it needs.
+        """
         backoff_s, tries = BACKOFF_S, 0
         while True:
             self._check_flags()
@@ -126,8 +131,10 @@ class Drive:
             except CapReached as refused:
                 if refused.attributes["cap_period_id"] is not None:
                     raise  # a tenant's cap turns or is raised; the query waits for that
-                self._refused = refused
-                return []
+                if not refused.attributes["may_come_back"]:
+                    self._refused = refused
+                    return []
+                backoff_s = min(backoff_s, HELD_BACKOFF_MAX_S)
             except EngineUnavailable as error:
                 log.info("engine_unavailable", query=self.work.query.id, message=error.message, wait_s=backoff_s)
             except EngineRejected as error:

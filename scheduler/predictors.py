@@ -163,4 +163,5 @@ def _enthrone(rows: Sequence[PredictorRow], chosen: PredictorRow, now: datetime)
     for row in rows:
         if row.state == PredictorState.CHAMPION and row is not chosen:
             row.state, row.retired_at = PredictorState.RETIRED, now
-    chosen.state, chosen.retired_at, chosen.unusable_because = PredictorState.CHAMPION, None, None
+    # Whether its file can be used is for the daemon to say, which may not notice that another was in use for a moment.
+    chosen.state, chosen.retired_at = PredictorState.CHAMPION, None

@@ -37,7 +37,8 @@ def reserve(session: Session, request: WaveRequest, now: datetime) -> Reservatio
     """Hold the most that a wave can cost, on every limit that applies; see `reserve_all`.
 
     Raises:
-        CapReached: not even the smallest wave fits; `scope`, `need_nanousd`, `left_nanousd`, `turns_at` say where.
+        CapReached: not even the smallest wave fits; `scope`, `need_nanousd`, `left_nanousd`, `turns_at` say where, and
+            `may_come_back` whether what other waves hold could make room.
         Cancelled: the batch is no longer in progress.
         LeaseLost: the attempt belongs to this worker no more.
     """
@@ -122,6 +123,7 @@ def _refusal(limit: Limit, need: int) -> CapReached:
         turns_at=limit.turns_at,
         need_nanousd=need,
         left_nanousd=limit.left_nanousd,
+        may_come_back=limit.left_nanousd + limit.held_nanousd + limit.taken_nanousd >= need,
     )
 
 

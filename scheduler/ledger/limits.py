@@ -19,11 +19,15 @@ from scheduler.states import AttemptState
 
 @dataclass(kw_only=True, slots=True)
 class Limit:
-    """One limit that reservations must fit under, and what it leaves. `turns_at` is when it starts anew, if ever."""
+    """One limit that reservations must fit under, and what it leaves. `turns_at` is when it starts anew, if ever.
+
+    Of what is held under it some comes back, as waves seldom cost all that they may.
+    """
 
     scope: str
     limit_nanousd: int
     left_nanousd: int
+    held_nanousd: int
     cap_period_id: int | None = None
     model: str | None = None
     turns_at: datetime | None = None
@@ -73,6 +77,7 @@ def _cap_limits(session: Session, tenant_id: str, timezone: str, now: datetime) 
             scope=name_of(cap),
             limit_nanousd=cap.limit_nanousd,
             left_nanousd=cap.limit_nanousd - cap.held_nanousd - cap.spent_nanousd,
+            held_nanousd=cap.held_nanousd,
             cap_period_id=cap.cap_period_id,
             model=cap.model,
             turns_at=cap.ends_at,
@@ -83,7 +88,7 @@ def _cap_limits(session: Session, tenant_id: str, timezone: str, now: datetime) 
 
 def _own(scope: str, row: Any) -> Limit:
     limit, held, spent = (getattr(row, f"{scope}_{name}_nanousd") for name in ("limit", "held", "spent"))
-    return Limit(scope=scope, limit_nanousd=limit, left_nanousd=limit - held - spent)
+    return Limit(scope=scope, limit_nanousd=limit, left_nanousd=limit - held - spent, held_nanousd=held)
 
 
 def _purse(table: type[Batch] | type[QueryRow], scope: str) -> list[Any]:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session, sessionmaker
 from structlog.testing import capture_logs
 
 from models.tables import Alert, PlanRow, PredictorRow, QueryRow, SampleRow, Tenant
-from scheduler import ledger, predictor_files
+from scheduler import ledger, predictor_files, predictors
 from scheduler.champion import Champion
 from scheduler.daemon import Daemon
 from scheduler.dispatch import make_celery
@@ -132,6 +132,23 @@ def test_a_missing_file_is_told_once_and_a_new_champion_is_taken_up_without_a_re
     assert rate(daemon.predictor, "sums") < 0.2
     with sessions() as session:
         assert len(session.scalars(select(Alert)).all()) == 1
+
+
+def test_a_predictor_whose_file_is_gone_is_not_called_usable_after_another_was_in_use_for_a_moment(
+    daemon: Daemon, sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    with sessions.begin() as session:
+        add_worker(session, capacity=64)
+    promote(sessions, tmp_path, "v1", examples("sums", 90, 10))
+    promote(sessions, tmp_path, "v2", examples("sums", 10, 90)).unlink()
+    assert planned_by(daemon, sessions) == PLAIN
+
+    for version in ("v1", "v2"):
+        with sessions.begin() as session:
+            predictors.promote(session, version, NOW)
+
+    assert planned_by(daemon, sessions) == PLAIN
+    assert usable(daemon.services) == {"v2": 0.0}
 
 
 def test_a_file_with_a_matching_digest_but_strange_contents_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import pytest
@@ -127,21 +127,38 @@ def drive(
     flags: Flags | None = None,
 ) -> None:
     """Fund an attempt at the query and drive it to its end."""
+    drive_together(sessions, [query_id], engine, strategy=strategy, flags=flags)
+
+
+def drive_together(
+    sessions: sessionmaker[Session],
+    query_ids: Sequence[int],
+    engine: ScriptedEngine,
+    *,
+    strategy: str = "self_consistency",
+    flags: Flags | None = None,
+) -> None:
+    """Fund an attempt at each of the queries and drive all of them beside each other."""
     with sessions.begin() as session:
-        funded = fund(session, session.get_one(QueryRow, query_id))
-        session.execute(update(Attempt).where(Attempt.id == funded.attempt_id).values(state=AttemptState.DISPATCHED))
-        session.execute(update(QueryRow).where(QueryRow.id == query_id).values(state=QueryState.PLANNED))
+        attempts = [fund(session, session.get_one(QueryRow, query_id)).attempt_id for query_id in query_ids]
+        session.execute(update(Attempt).where(Attempt.id.in_(attempts)).values(state=AttemptState.DISPATCHED))
+        session.execute(update(QueryRow).where(QueryRow.id.in_(query_ids)).values(state=QueryState.PLANNED))
         session.execute(update(PlanRow).values(strategy=strategy))
-        [work] = settlement.claim(session, [funded.attempt_id], WORKER, NOW)
+        works = settlement.claim(session, attempts, WORKER, NOW)
 
     async def run() -> None:
-        await Drive(
-            work=work,
-            engine=engine,
-            transact=AtOnce(sessions),
-            report=lambda _wave, _usage: None,
-            flags=flags or Flags(),
-        ).run()
+        drives = (
+            Drive(
+                work=work,
+                engine=engine,
+                transact=AtOnce(sessions),
+                report=lambda _wave, _usage: None,
+                flags=flags or Flags(),
+                places=asyncio.Semaphore(len(works)),
+            )
+            for work in works
+        )
+        await asyncio.gather(*(drive.run() for drive in drives))
 
     asyncio.run(run())
 
@@ -232,6 +249,37 @@ def test_a_limit_of_the_querys_own_ends_it_with_the_best_answer_so_far(sessions:
     assert query.because == "query limit reached"
     assert query.chosen_sample_id is not None
     assert query.spent_nanousd <= PROMPT_HELD + 2 * 64 + 1
+
+
+def test_money_that_siblings_only_hold_is_waited_for(sessions: sessionmaker[Session]) -> None:
+    worst, cost = PROMPT_HELD + 2 * 64, PROMPT + 2 * TOKENS
+    queries = 4
+    with sessions.begin() as session:
+        batch = add_batch(session, add_tenant(session), limit_nanousd=(queries - 1) * cost + worst)
+        query_ids = [
+            add_query(session, batch, verifier="numeric", reference="21", prompt_tokens_estimated=PROMPT).id
+            for _ in range(queries)
+        ]
+
+    drive_together(sessions, query_ids, ScriptedEngine(), strategy="direct")
+
+    assert [row(sessions, query_id).state for query_id in query_ids] == [QueryState.ANSWERED] * queries
+
+
+def test_what_a_batch_cannot_pay_with_all_that_is_held_ends_at_once(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        batch = add_batch(session, add_tenant(session), limit_nanousd=PROMPT_HELD + 2 * 64)
+        query_ids = [
+            add_query(session, batch, verifier="numeric", reference="21", prompt_tokens_estimated=PROMPT).id
+            for _ in range(3)
+        ]
+
+    drive_together(sessions, query_ids, ScriptedEngine(), strategy="direct")
+
+    rows = [row(sessions, query_id) for query_id in query_ids]
+    stopped = (QueryState.BUDGET_STOPPED, "batch limit reached")
+    answered = (QueryState.ANSWERED, "the only sample")
+    assert sorted((one.state, one.because) for one in rows) == [answered, answered, stopped]
 
 
 def test_an_engine_that_is_away_is_waited_for_and_costs_nothing(sessions: sessionmaker[Session]) -> None:
