@@ -28,22 +28,31 @@ CHARACTERS_MAX = 20_000
 """Of a longer prompt only the end is read: that is where the question stands."""
 
 
+NO_TURN = frozenset({QueryState.QUEUED, QueryState.CANCELLED, QueryState.EXPIRED})
+"""What has not been planned since it was queued."""
 ROUND_CHARACTERS = 2 * CHARACTERS_MAX
 
 
-def wanted(session: Session, limit: int, skipped: int = 0) -> dict[int, str]:
+Group = tuple[str, str]
+"""A tenant and a model: a queue of its own."""
+
+
+def wanted(session: Session, limit: int, skipped: Mapping[Group, int] | None = None) -> dict[int, str]:
     """The text of queries, by id, that wait without a probe: those whose turn comes first.
 
-    So many are `skipped` of each tenant and model: their turn comes before they could be read. A round of long prompts
+    So many are `skipped` at the head of a queue: their turn comes before they could be read. A round of long prompts
     has fewer of them.
     """
+    places = skipped or {}
     disabled = set(session.scalars(select(Tenant.id).where(Tenant.disabled_at.is_not(None))))
     groups = [group for group in waiting_groups(session, QueryState.QUEUED) if group[0] not in disabled]
     each = max(1, AHEAD // len(groups)) if groups else 0
     turns: list[tuple[int, int]] = []  # place in its group, query
     for tenant_id, model in groups:
         first = select(QueryRow.id).where(waits_in(QueryState.QUEUED, tenant_id, model))
-        turns += enumerate(session.scalars(first.order_by(*WANTED_FIRST).offset(skipped).limit(each)))
+        turns += enumerate(
+            session.scalars(first.order_by(*WANTED_FIRST).offset(places.get((tenant_id, model), 0)).limit(each))
+        )
     probed = set(_among(session, [query_id for _, query_id in turns]))
     ids = [query_id for _, query_id in sorted(turns) if query_id not in probed][:limit]
     rows = session.execute(select(QueryRow.id, QueryRow.body_json).where(QueryRow.id.in_(ids)))
@@ -58,10 +67,14 @@ def wanted(session: Session, limit: int, skipped: int = 0) -> dict[int, str]:
     return found
 
 
-def late(session: Session, query_ids: Collection[int]) -> int:
-    """How many of the queries had their turn already."""
-    waits = select(QueryRow.id).where(QueryRow.id.in_(query_ids), QueryRow.state == QueryState.QUEUED)
-    return len(query_ids) - len(session.scalars(waits).all())
+def late(session: Session, query_ids: Collection[int]) -> dict[Group, int]:
+    """How many of the queries had their turn already, in each queue that they are of."""
+    counts: dict[Group, int] = {}
+    rows = session.execute(select(QueryRow.tenant_id, QueryRow.model, QueryRow.state).where(QueryRow.id.in_(query_ids)))
+    for row in rows:
+        group = row.tenant_id, row.model or ""
+        counts[group] = counts.get(group, 0) + (row.state not in NO_TURN)
+    return counts
 
 
 def keep(session: Session, view: str, vectors: Mapping[int, Sequence[float] | None]) -> None:

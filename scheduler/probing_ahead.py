@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 
@@ -31,6 +32,8 @@ FORGET_EVERY = 10_000
 MINUTES = 3
 ALERT_AFTER = timedelta(minutes=MINUTES)
 """Longer than a small model takes to load."""
+CALM = 7
+"""Of so many places and one that are left out at the head of a queue, one is tried after a round in time."""
 STOP_S = 5.0
 
 log = structlog.get_logger()
@@ -58,8 +61,10 @@ class Prober:
     _view: str | None = None
     _away_since: datetime | None = None
     _kept: int = FORGET_EVERY
-    _skipped: int = 0
-    """Places at the head of each queue whose turn comes before their prompts could be read."""
+    _skipped: dict[probes.Group, int] = field(default_factory=dict)
+    """Places at the head of a queue whose turn comes before their prompts could be read."""
+    _unread: set[int] = field(default_factory=set)
+    """Queries whose prompts were not read by a server that reads others."""
 
     @property
     def is_answering(self) -> bool:
@@ -77,8 +82,8 @@ class Prober:
             texts = probes.wanted(session, AT_ONCE, self._skipped)
         if not texts:
             self._away_since = None
-            was_ahead, self._skipped = self._skipped, 0
-            return was_ahead > 0
+            was_ahead, self._skipped = bool(self._skipped), {}
+            return was_ahead
         told = dict(zip(texts, hidden_states_or_errors(view, list(texts.values()), self.url), strict=True))
         vectors = {query_id: each for query_id, each in told.items() if not isinstance(each, EngineError)}
         errors = [each for each in told.values() if isinstance(each, EngineError)]
@@ -86,22 +91,36 @@ class Prober:
             log.warning("prompts_not_probed", prompts=len(errors), message=errors[0].message)
         if not vectors:
             self._view = None
-            ill = next((error for error in errors if isinstance(error, EngineUnavailable)), None)
-            if ill is not None:
-                self._complain(ill)
-                raise ill
             view = self._greet()  # where that succeeds, it is these prompts that cannot be read
         self._away_since = None
-        refused = {query_id: None for query_id, each in told.items() if isinstance(each, EngineRejected)}
+        refused = dict.fromkeys(self._given_up({i: each for i, each in told.items() if isinstance(each, EngineError)}))
         with self.services.sessions.begin() as session:
-            late = probes.late(session, texts)
-            self._skipped = self._skipped + 2 * late if late else self._skipped // 2
+            self._skip(probes.late(session, texts))
             probes.keep(session, view, {**vectors, **refused})
             self._kept += len(texts)
             if self._kept >= FORGET_EVERY:
                 self._kept = 0
                 probes.forget(session)
         return True
+
+    def _given_up(self, failed: Mapping[int, EngineError]) -> list[int]:
+        """Those that were refused, and those that a server which reads others failed at twice."""
+        given_up = [i for i, error in failed.items() if isinstance(error, EngineRejected) or i in self._unread]
+        self._unread = (self._unread | set(failed)) - set(given_up) if failed else set()
+        return given_up
+
+    def _skip(self, late: Mapping[probes.Group, int]) -> None:
+        """Read further ahead in queues whose turn came first, and less far in all others."""
+        for group in {*self._skipped, *late}:
+            places = self._skipped.pop(group, 0)
+            if late.get(group):
+                places += 2 * late[group]
+            elif group in late:
+                places = places * CALM // (CALM + 1)
+            else:
+                places //= 2  # perhaps there are no more than are skipped
+            if places:
+                self._skipped[group] = places
 
     def _greet(self) -> str:
         """See whether the server reads a plain prompt; returns its view's name."""

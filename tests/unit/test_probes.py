@@ -29,10 +29,11 @@ from scheduler.settings import Settings
 from scheduler.states import BatchState, QueryState
 from scheduler.types import AlertKind, Probe
 from scheduler.wiring import Services
-from tests.factories import NOW, add_batch, add_query, add_tenant, add_worker, new_sessions
+from tests.factories import MODEL, NOW, add_batch, add_query, add_tenant, add_worker, new_sessions
 
 SETTINGS = Settings(window_size=16)
 VIEW = "small-layer2"
+ACME = "tenant_acme", MODEL
 
 
 @dataclass
@@ -326,10 +327,12 @@ def test_a_prompt_that_fails_alone_keeps_no_other_from_its_probe(
     prober.advance()
 
     assert kept(factory) == {good: [3.0, 1.0]}
-    with pytest.raises(EngineUnavailable):  # it may yet be read, until its turn comes
-        prober.advance()
     with factory() as session:
-        assert list(probes.wanted(session, 10)) == [bad]
+        assert list(probes.wanted(session, 10)) == [bad]  # it may yet be read
+    assert prober.advance()
+    assert kept(factory) == {good: [3.0, 1.0], bad: None}
+    assert prober.is_answering
+    assert not prober.advance()
 
 
 def test_a_prober_that_is_slower_than_the_workers_reads_further_ahead(
@@ -338,23 +341,29 @@ def test_a_prober_that_is_slower_than_the_workers_reads_further_ahead(
     monkeypatch.setattr(probing_ahead, "AT_ONCE", 2)
     with queue(factory) as (session, batch):
         ids = [add_query(session, batch, f"{i}").id for i in range(9)]
-    monkeypatch.setattr(probes, "late", lambda _session, query_ids: len(query_ids))
+    with queue(factory, "small") as (session, batch):
+        small = [add_query(session, batch, f"small {i}").id for i in range(3)]
+    monkeypatch.setattr(probes, "late", lambda _session, query_ids: {ACME: len(query_ids)})
 
     prober.advance()
-    prober.advance()
 
-    assert sorted(kept(factory)) == [*ids[:2], *ids[4:6]]
-    monkeypatch.setattr(probes, "late", lambda _session, _query_ids: 0)
+    assert sorted(kept(factory)) == [ids[0], small[0]]
+    prober.advance()
+    assert sorted(kept(factory)) == [ids[0], *ids[4:6], small[0]]  # two were late, and as many may be meanwhile
+    with factory() as session:
+        assert list(probes.wanted(session, 2, {ACME: 50})) == small[1:]  # nobody else's queue is skipped
+    monkeypatch.setattr(probes, "late", lambda _session, _query_ids: {})
     while prober.advance():
         pass
-    assert sorted(kept(factory)) == ids
+    assert sorted(kept(factory)) == [*ids, *small]
 
 
 def test_what_had_its_turn_while_it_was_read_was_late(factory: sessionmaker[Session]) -> None:
     with queue(factory) as (session, batch):
-        ids = [add_query(session, batch).id, add_query(session, batch, state=QueryState.RUNNING).id]
+        states = (QueryState.QUEUED, QueryState.RUNNING, QueryState.CANCELLED)
+        ids = [add_query(session, batch, state=state).id for state in states]
 
-        assert probes.late(session, ids) == 1
+        assert probes.late(session, ids) == {(batch.tenant_id, MODEL): 1}
 
 
 def test_a_round_of_long_prompts_is_a_short_one(factory: sessionmaker[Session]) -> None:
