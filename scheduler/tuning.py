@@ -14,18 +14,18 @@ from datetime import datetime
 from functools import partial
 
 import structlog
-from sqlalchemy import func, select
+from sqlalchemy import func, or_, select
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from models.tables import PredictorRow, QueryRow
+from models.tables import Label, PredictorRow, QueryRow
 from scheduler import predictors
 from scheduler.beside import beside
 from scheduler.database import reading
-from scheduler.drift import drift
+from scheduler.drift import DRIFT_MIN, drift
 from scheduler.examples import EXAMPLES_MAX
 from scheduler.settings import Settings
-from scheduler.states import PredictorState
+from scheduler.states import QUERY_FINAL, PredictorState
 from scheduler.wiring import Services
 
 LOOK_S = 1.0
@@ -33,7 +33,7 @@ LOOK_S = 1.0
 DUE_EVERY_S = 60.0
 """How often it is looked whether there is enough that is new, or the predictor in use has drifted."""
 LABELS_AMONG = 50_000
-"""Labels are looked for among so many of the newest queries; where nothing is labelled, there are none to find."""
+"""Labels are looked for among so many of the newest settled queries: where nothing is labelled, none can be found."""
 STOP_S = 5.0
 SCHEDULED = "its time had come"
 GROWN = "there is twice as much to learn from as last time"
@@ -98,24 +98,27 @@ def _due_because(session: Session, services: Services) -> str | None:
     if newest is not None and _has_doubled(session, settings, newest):
         return GROWN
     champion = predictors.champion(session)
-    return None if champion is None else drift(session, champion, json.loads(champion.card_json))
+    if champion is None or not _are_new(session, DRIFT_MIN, since):
+        return None  # what is known was looked at by the newest already
+    return drift(session, champion, json.loads(champion.card_json))
 
 
 def _has_doubled(session: Session, settings: Settings, newest: PredictorRow) -> bool:
     """Whether as much was learned since as the newest predictor was taught by: a long batch learns from itself."""
     taught = json.loads(newest.card_json).get("examples", 0)
-    if not 0 < taught <= EXAMPLES_MAX // 2:
-        return False
-    return _are_new(session, max(taught, settings.retune_examples_min), newest.created_at)
+    wanted = max(taught, settings.retune_examples_min)
+    return taught <= EXAMPLES_MAX // 2 and _are_new(session, wanted, newest.created_at)
 
 
 def _are_new(session: Session, wanted: int, since: datetime | None) -> bool:
-    """Whether so many queries are known to be right or wrong that ended since then."""
-    newest = session.scalar(select(func.max(QueryRow.id))) or 0
-    known = select(QueryRow.id).where(QueryRow.id > newest - LABELS_AMONG, QueryRow.correct.is_not(None))
+    """Whether so many queries are known to be right or wrong that ended, or of which somebody told it, since then."""
+    settled = select(QueryRow.id, QueryRow.correct, QueryRow.finished_at).where(QueryRow.state.in_(sorted(QUERY_FINAL)))
+    recent = settled.order_by(QueryRow.id.desc()).limit(LABELS_AMONG).subquery()
+    known = select(recent.c.id).where(recent.c.correct.is_not(None))
     if since is not None:
-        known = known.where(QueryRow.finished_at > since)
-    some = known.order_by(QueryRow.id.desc()).limit(wanted).subquery()
+        told = select(Label.query_id).where(Label.created_at > since)
+        known = known.where(or_(recent.c.finished_at > since, recent.c.id.in_(told)))
+    some = known.limit(wanted).subquery()
     return (session.scalar(select(func.count()).select_from(some)) or 0) >= wanted
 
 

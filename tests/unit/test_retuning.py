@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from sqlalchemy import select, update
 from sqlalchemy.orm import Session, sessionmaker
 
-from models.tables import PlanRow, PredictorRow, SampleRow, Tenant
+from models.tables import Label, PlanRow, PredictorRow, QueryRow, SampleRow, Tenant
 from scheduler import drift, predictors, retuning, tuning
 from scheduler.core import judging
 from scheduler.core.judging import Judged
@@ -339,7 +339,9 @@ def test_training_is_due_when_there_is_as_much_that_is_new_as_it_needs(
     assert tuning.ask_if_due(services) is None
 
 
-@pytest.mark.parametrize(("examples", "more", "because"), [(20, 19, None), (20, 20, tuning.GROWN), (0, 40, None)])
+@pytest.mark.parametrize(
+    ("examples", "more", "because"), [(30, 29, None), (30, 30, tuning.GROWN), (0, 19, None), (0, 20, tuning.GROWN)]
+)
 def test_training_is_due_before_its_time_when_the_ledger_has_doubled(
     sessions: sessionmaker[Session], tmp_path: Path, examples: int, more: int, because: str | None
 ) -> None:
@@ -372,6 +374,55 @@ def test_a_ledger_of_which_only_the_newest_part_is_read_cannot_double(
             settled(session, True, finished_at=later)
 
     assert tuning.ask_if_due(replace(services_on(sessions, tmp_path), clock=lambda: later)) is None
+
+
+def test_what_was_told_later_of_queries_is_as_new_as_what_ended_later(
+    sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    later = NOW + timedelta(days=1)
+    with sessions.begin() as session:
+        told = [settled(session, None) for _ in range(20)]
+    conclude(sessions, ask(sessions), is_better=False, examples=0)
+    services = replace(services_on(sessions, tmp_path), clock=lambda: later)
+    assert tuning.ask_if_due(services) is None
+
+    with sessions.begin() as session:
+        for query_id in told:
+            session.get_one(QueryRow, query_id).correct = True
+            session.add(Label(query_id=query_id, source="api", correct=True, created_at=later))
+
+    assert tuning.ask_if_due(services) is not None
+
+
+def test_what_is_known_is_seen_behind_any_number_of_queries_that_wait(
+    sessions: sessionmaker[Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "LABELS_AMONG", 20)
+    with sessions.begin() as session:
+        for _ in range(20):
+            settled(session, True)
+        for _ in range(20):
+            settled(session, None, state=QueryState.QUEUED, finished_at=None)
+
+    assert tuning.ask_if_due(services_on(sessions, tmp_path)) is not None
+
+
+def test_a_champion_that_drifts_is_fitted_again_once_for_the_same_queries(
+    sessions: sessionmaker[Session], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "drift", lambda *_: "drift: so it says")
+    services = replace(services_on(sessions, tmp_path), clock=lambda: NOW + timedelta(hours=1))
+    conclude(sessions, ask(sessions), is_better=True, examples=drift.DRIFT_MIN * 2)
+    with sessions.begin() as session:
+        for _ in range(drift.DRIFT_MIN):
+            settled(session, True, finished_at=NOW + timedelta(minutes=1))
+
+    version = tuning.ask_if_due(services)
+
+    assert version is not None
+    conclude(sessions, version, is_better=False, examples=drift.DRIFT_MIN * 2)
+    later = replace(services, clock=lambda: NOW + timedelta(hours=2))
+    assert tuning.ask_if_due(later) is None
 
 
 def test_a_champion_that_does_worse_than_its_card_is_fitted_again(
