@@ -162,9 +162,16 @@ def layer_of(llm: Path, layer: int | None) -> int:
     Raises InvalidRequest where the directory holds no model, or not that many layers and one more.
     """
     try:
-        layers = int(json.loads((llm / "config.json").read_text())["num_hidden_layers"])
-    except (OSError, ValueError, KeyError, TypeError):
+        config = json.loads((llm / "config.json").read_text())
+        layers = int(config["num_hidden_layers"])
+    except KeyError:
+        raise InvalidRequest(
+            f"{llm}: its config.json names no num_hidden_layers, so it is no plain text model; a probe needs one."
+        ) from None
+    except (OSError, ValueError, TypeError):
         raise InvalidRequest(f"{llm}: give a directory with a model's config.json and safetensors.{FROM_HUB}") from None
+    if layers <= 1:
+        raise InvalidRequest(f"{llm} has {layers} layer; the probe reads a middle one, so it needs two or more.")
     if not any(llm.glob("*.safetensors")):
         raise InvalidRequest(f"{llm} holds a config.json, but no safetensors beside it.{FROM_HUB}")
     if layer is not None and not 0 < layer < layers:

@@ -19,8 +19,8 @@ class NotCut(Exception):
 
 
 def cut(llm: Path, layers: int, out: Path) -> None:
-    """Write the model's first `layers` layers to `out`. Raises NotCut where it has fewer, or no safetensors."""
-    from safetensors import safe_open  # noqa: PLC0415 (it brings torch)
+    """Write the model's first `layers` layers to `out`. Raises NotCut where it has fewer, or no sound weights."""
+    from safetensors import SafetensorError, safe_open  # noqa: PLC0415 (it brings torch)
     from safetensors.torch import save_file  # noqa: PLC0415
 
     files = sorted(llm.glob("*.safetensors"))
@@ -30,8 +30,12 @@ def cut(llm: Path, layers: int, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     kept: dict[str, Any] = {}
     for file in files:
-        with safe_open(file, framework="pt") as weights:
-            kept |= {name: weights.get_tensor(name) for name in weights.keys() if is_kept(name, layers)}  # noqa: SIM118
+        try:
+            with safe_open(file, framework="pt") as weights:
+                names = [name for name in weights.keys() if is_kept(name, layers)]  # noqa: SIM118 (it is no dict)
+                kept |= {name: weights.get_tensor(name) for name in names}
+        except SafetensorError as error:
+            raise NotCut(f"{file} cannot be read ({error}); was it downloaded whole, and not as a pointer?") from None
     save_file(kept, out / WEIGHTS, metadata={"format": "pt"})
     for beside in llm.iterdir():
         if beside.is_file() and ".safetensors" not in beside.name and beside.name != "config.json":

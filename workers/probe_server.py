@@ -53,6 +53,7 @@ def main() -> None:
     parser.add_argument("--keep-in", type=Path, default=default_directory(), help="where the cut copy is kept")
     parser.add_argument("--served-name", help="the view's name; the model's and the layer by default")
     parser.add_argument("--eager", action="store_true", help="start sooner, run slower")
+    parser.add_argument("--gpu-share", type=float, default=PROBE_GPU_SHARE, help="the part of a GPU that it may take")
     parser.add_argument("extra", nargs="*", help="further arguments of vLLM, after --")
     options = parser.parse_args()
     try:
@@ -65,7 +66,7 @@ def main() -> None:
         served_name=options.served_name or copy.name,
         host=options.host,
         eager=options.eager,
-        gpu_share=PROBE_GPU_SHARE,
+        gpu_share=options.gpu_share,
         extra=(*POOLING, *options.extra),
     )
     os.execvpe(command[0], command, vllm_environment(str(copy)))  # noqa: S606 - to become it is the point

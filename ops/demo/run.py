@@ -107,8 +107,9 @@ def compare(scratch: Path) -> None:
     for strategy in ("uniform", "auto"):
         spend = json.loads(allotd("report", "--tenant", strategy, "--json", show=False))["total"]
         tokens = spend["prompt_tokens"] + spend["completion_tokens"]
+        answered = spend["outcomes"].get("answered", 0)
         print(
-            f"  {strategy:<8} {spend['correct']:>3} right of {COMPARED_LINES} ({spend['queries']} answered), "
+            f"  {strategy:<8} {spend['correct']:>3} right of {COMPARED_LINES} ({answered} answered), "
             f"{spend['samples']:>4} samples, {tokens:>6} tokens, {spend['cost_usd']} USD"
         )
     allotd("report", "--tenant", "auto")

@@ -91,8 +91,12 @@ def _start(supervisor: Supervisor, session: Session) -> None:
     parts = [embedded.valkey(), *model_servers, embedded.api(), embedded.daemon(), embedded.worker()]
     began = time.monotonic()
     if session.probe is not None:
-        # Before the other model: vLLM counts what others take of a GPU while it starts as its own.
-        _bring_up(supervisor, session, [embedded.probe(session.probe, is_eager=session.llm.is_eager)], began)
+        probe = embedded.probe(session.probe, is_eager=session.llm.is_eager)
+        if session.llm.name is not None:
+            # Before the other model: vLLM counts what others take of a GPU while it starts as its own.
+            _bring_up(supervisor, session, [probe], began)
+        else:
+            parts.append(probe)
     _bring_up(supervisor, session, parts, began)
     models = served_models(llm_url)
     profile = Profile(url=session.address.url, key=key, llm_url=llm_url)

@@ -24,6 +24,8 @@ from scheduler.simulation.pools import read_pools
 from scheduler.supervision import Part, PartFailed, StopAsked, Supervisor
 
 ANSWER_S = 2.0
+ALONE = "0.8"
+"""The part of a GPU that a server may take which has it to itself."""
 T = TypeVar("T")
 
 
@@ -83,7 +85,8 @@ def ask(
     cut = directory / "cut"
     try:
         complain(f"Reading layer {layer} of {name} for {len(questions)} questions ...")
-        reader = ("workers.probe_server", "--llm", str(llm), "--layer", str(layer), "--keep-in", str(cut))
+        alone = () if served is not None else ("--gpu-share", ALONE)
+        reader = ("workers.probe_server", "--llm", str(llm), "--layer", str(layer), "--keep-in", str(cut), *alone)
         vectors = _with_server(directory, reader, name, extra, partial(hidden_states, name, questions))
         complain("Reading the prompts' log-probabilities ...")
         if served is not None:

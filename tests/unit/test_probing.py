@@ -79,6 +79,24 @@ def test_a_directory_without_a_model_is_refused(tmp_path: Path) -> None:
         cut(tmp_path, 1, tmp_path / "cut")
 
 
+def test_weights_that_are_not_whole_are_named(llm: Path, tmp_path: Path) -> None:
+    weights = next(llm.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:20])
+
+    with pytest.raises(NotCut, match=rf"{weights.name} cannot be read"):
+        cut(llm, 2, tmp_path / "cut")
+
+
+@pytest.mark.parametrize(
+    ("config", "words"), [('{"num_hidden_layers": 1}', "has 1 layer"), ('{"text_config": {}}', "no plain text model")]
+)
+def test_a_model_without_a_middle_layer_is_refused(llm: Path, config: str, words: str) -> None:
+    (llm / "config.json").write_text(config)
+
+    with pytest.raises(InvalidRequest, match=words):
+        layer_of(llm, None)
+
+
 def test_only_questions_without_this_models_view_are_asked_and_every_line_is_kept(
     llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
