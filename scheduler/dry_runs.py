@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from models.tables import LlmRow, QueryRow, Tenant
 from scheduler.arms import models_of
+from scheduler.budgets import FIXED, with_policy
 from scheduler.choices import curves_of, plain_arms
 from scheduler.core.evidence import Ints
 from scheduler.core.pricing import Price
@@ -126,9 +127,14 @@ def weigh(drafts: Sequence[Draft], predictor: Predictor, prospects: Prospects) -
         with_beliefs(drafts, predictor), predictor.past if isinstance(predictor, Remembers) else _nothing
     )
     curves = curves_of(drafts)
-    prospects.add(curves)
+    rows, plain = np.arange(len(drafts)), plain_arms(drafts, curves)
+    gains, costs = curves.gains[rows, plain], curves.costs[rows, plain]
+    named = np.array([with_policy(draft, explore_share=0.0).policy == FIXED for draft in drafts])
+    prospects.add_named(gains[named], costs[named])
+    if not named.all():
+        prospects.add(curves.take(rows[~named]))
     sums = np.zeros(len(COSTS), np.int64)
-    for draft, expected in zip(drafts, curves.costs[np.arange(len(drafts)), plain_arms(drafts, curves)], strict=True):
+    for draft, expected in zip(drafts, costs, strict=True):
         low = min(_least_nanousd(variant) for variant in draft.variants)
         worsts = [_most_nanousd(variant) for variant in draft.variants]
         worst = sum(worsts) if draft.plan.arm.kind == "best_of_n" else max(worsts)

@@ -15,6 +15,7 @@ from models.tables import Cap, Pace, PlanRow, QueryRow, Tenant
 from scheduler import predictors
 from scheduler.budgets import ALLOTTED, EXPLORE
 from scheduler.core.allocation import in_words
+from scheduler.core.judging import binned
 from scheduler.core.periods import Period, period_bounds
 from scheduler.core.pricing import NANOUSD_PER_USD
 from scheduler.ledger import name_of
@@ -23,7 +24,6 @@ from scheduler.reports import Scope, ended
 
 ROWS_MAX = 20_000
 """The newest queries that calibration looks at."""
-BINS = 5
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,11 +84,9 @@ def calibration(pairs: Sequence[tuple[float, bool]]) -> tuple[Promise, ...]:
     if not pairs:
         return ()
     promised, right = np.array(pairs, dtype=np.float64).T
-    order = np.argsort(promised, kind="stable")
     return tuple(
-        Promise(promised=float(promised[rows].mean()), right=float(right[rows].mean()), queries=len(rows))
-        for rows in np.array_split(order, BINS)
-        if len(rows)
+        Promise(promised=float(promised[rows].mean()), right=float(right[rows].mean()), queries=int(rows.sum()))
+        for rows in binned(promised)
     )
 
 

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from scheduler.cli.output import AsJson, print_json, print_table, say
+from scheduler.cli.output import AsJson, complain, print_json, print_table, say
 from scheduler.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from scheduler.simulation.pools import PoolLine
     from scheduler.simulation.simulate import Simulation
 
 DRAWS = 20
@@ -44,15 +45,20 @@ def simulate(
     from scheduler.simulation.pools import read_pools  # noqa: PLC0415
     from scheduler.simulation.simulate import simulate as run  # noqa: PLC0415
 
+    if plot is not None and (plot.is_dir() or not plot.absolute().parent.is_dir()):
+        raise InvalidRequest(f"No plot can be written to {plot}: name a file, in a folder that is there.")
+    taught, replayed = read_pools(train) if train else [], read_pools(test)
+    asked = _parts(policies)
     found = run(
-        read_pools(train) if train else (),
-        read_pools(test),
+        taught,
+        replayed,
         mode=Mode(mode.value),
-        policies=_parts(policies),
+        policies=asked,
         budgets=_numbers(_parts(budgets)),
         draws=draws,
         seed=seed,
     )
+    _mention_unused(taught, replayed, found, policies=asked, budgets=budgets)
     if plot is not None:
         from scheduler.simulation.plots import plot as draw  # noqa: PLC0415
 
@@ -61,6 +67,26 @@ def simulate(
         print_json(found.as_json())
     else:
         print_simulation(found)
+
+
+def _mention_unused(
+    taught: Sequence[PoolLine],
+    replayed: Sequence[PoolLine],
+    found: Simulation,
+    *,
+    policies: Sequence[str] | None,
+    budgets: Sequence[str] | None,
+) -> None:
+    """Say what was given and does not count."""
+    from scheduler.simulation.simulate import Kind, kind_of  # noqa: PLC0415 (slow to import)
+
+    lines = [line.probe is None for line in (*taught, *replayed)]
+    if 0 < (without := sum(lines)) < len(lines):
+        complain(f"{without} of {len(lines)} lines have no probe, so none is read; `allotd probe POOL` adds them.")
+    if missing := [name for name in policies or () if name not in found.frontiers]:
+        complain(f"There is no setting of {', '.join(missing)} at these budgets, which are no whole samples.")
+    if budgets and (kind := kind_of(replayed)) is not Kind.SAMPLES:
+        complain(f"Budgets are numbers of samples; pools of {kind} have settings of their own, which are replayed.")
 
 
 def print_simulation(found: Simulation) -> None:

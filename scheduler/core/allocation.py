@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from scheduler.core.beliefs import Floats
 from scheduler.core.evidence import Ints
 
+MANY = 99.5
+"""From so many on, numbers are written out, as two digits would need an exponent."""
 NOTHING = -1
 """The arm of a query that is abandoned."""
 FEW = 2048
@@ -134,11 +136,12 @@ def reasons(gains: Floats, costs: Floats, budget: float, arms: Ints) -> NDArray[
     return why
 
 
-def in_words(price: float, unit: str = "dollar") -> str:
-    """The shadow price as a sentence."""
+def in_words(price: float) -> str:
+    """The shadow price, in correct answers per USD, as a sentence."""
     if price <= 0:
-        return f"One more {unit} would buy nothing here: every query has all it can use."
-    return f"One more {unit} buys about {price:.2g} more correct answers here."
+        return "One more dollar would buy nothing here: every query has all it can use."
+    about = f"{price:.2g}" if price < MANY else f"{float(f'{price:.2g}'):,.0f}"
+    return f"One more dollar buys about {about} more correct answers here."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scheduler.core.beliefs import Floats
 from scheduler.core.evidence import Ints
@@ -86,14 +87,20 @@ def reliability(beliefs: Judged) -> tuple[Bin, ...]:
     belief of the same stopped sequence is not its mean. Queries are therefore weighed alike: by their mean share.
     """
     rate = beliefs.alpha / (beliefs.alpha + beliefs.beta)
-    found = []
-    for rows in np.array_split(np.argsort(rate, kind="stable"), BINS):
-        if len(rows):
-            found.append(
-                Bin(
-                    predicted=float(rate[rows].mean()),
-                    right=float((beliefs.right[rows] / beliefs.judged[rows]).mean()),
-                    samples=int(beliefs.judged[rows].sum()),
-                )
-            )
-    return tuple(found)
+    return tuple(
+        Bin(
+            predicted=float(rate[rows].mean()),
+            right=float((beliefs.right[rows] / beliefs.judged[rows]).mean()),
+            samples=int(beliefs.judged[rows].sum()),
+        )
+        for rows in binned(rate)
+    )
+
+
+def binned(values: Floats, bins: int = BINS) -> list[NDArray[np.bool_]]:
+    """The rows of each of up to so many bins of about as many values; equal values share one."""
+    if not len(values):
+        return []
+    edges = np.quantile(values, np.arange(1, bins) / bins, method="lower")
+    of = np.searchsorted(edges, values)
+    return [of == each for each in np.unique(of)]

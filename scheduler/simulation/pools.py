@@ -16,7 +16,7 @@ from scheduler.jsonlines import Fault, decode
 NAMED_MAX = 5
 """Bad lines that a refusal names; the rest are counted."""
 
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**9)]
 Amount = Annotated[float, msgspec.Meta(ge=0)]
 
 

@@ -101,6 +101,8 @@ def simulate(
 ) -> Simulation:
     """Replay policies on the test queries, with what the training queries teach."""
     train, test = apart(train, test, seed)
+    if not test:
+        raise InvalidRequest("All test queries teach as well, and they are too few to be split.")
     kind = kind_of(test)
     if train and kind_of(train) is not kind:
         raise InvalidRequest(f"The test pools are {kind}, the training pools {kind_of(train)}; they must be of a kind.")
@@ -251,6 +253,8 @@ def _chosen(known: Mapping[str, Collection[Mode]], wanted: Sequence[str] | None,
     fitting = [name for name, modes in known.items() if mode in modes]
     if wanted is None:
         return fitting
+    if not wanted:
+        raise InvalidRequest(f"No policy is named; there are {', '.join(fitting)}.")
     for name in wanted:
         if name not in known:
             raise InvalidRequest(f"There is no policy {name!r}; there are {', '.join(known)}.")

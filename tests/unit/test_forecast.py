@@ -40,6 +40,27 @@ def test_a_single_sample_is_right_as_often_as_predicted() -> None:
     assert reach.used_nanousd == 2_000
 
 
+def test_lines_that_name_a_strategy_are_paid_whole_and_in_their_order() -> None:
+    batch = Prospects()
+    batch.add_named(np.array([0.2, 0.9, 0.5]), np.array([100.0, 100.0, 100.0]))
+
+    little, plenty = reaches(batch, [150, 10**9])
+
+    assert (little.right, little.used_nanousd, little.abandoned) == (0.2, 100, 2)
+    assert "more correct answers" in little.price
+    assert (plenty.right, plenty.used_nanousd, plenty.abandoned) == (1.6, 300, 0)
+    assert "nothing" in plenty.price
+
+
+def test_what_lines_that_name_a_strategy_leave_is_spent_where_it_helps_most() -> None:
+    batch = prospects((1.0, 9.0, 1, False), (9.0, 1.0, 1, False))
+    batch.add_named(np.array([0.5]), np.array([400.0]))
+
+    [reach] = reaches(batch, [1_400])
+
+    assert (reach.right, reach.used_nanousd, reach.abandoned) == (1.4, 1_400, 1)
+
+
 def test_an_empty_batch_reaches_nothing() -> None:
     [reach] = reaches(Prospects(), [5])
 

@@ -54,12 +54,28 @@ def test_frontiers_are_printed_and_drawn(allotd: Allotd, pool: Path, tmp_path: P
     assert picture.read_text().startswith("<?xml")
 
 
+def test_what_is_given_and_does_not_count_is_mentioned(allotd: Allotd, tmp_path: Path) -> None:
+    probe = {"vector": [0.5], "logprob_mean": -1, "logprob_std": 1, "logprob_min": -2, "tokens": 3}
+    lines = [pool_line("a", judged("10"), probe=probe), pool_line("b", judged("01"))]
+    pool = write_pool(tmp_path / "pool.jsonl.gz", lines)
+    arms = [pool_line("a", judged("1"), arm=arm) | {"id": f"q{i}"} for arm in ("x", "y") for i in range(4)]
+
+    told = allotd("simulate", "--test", str(pool), "--policies", "uniform,damani", "--budgets", "0.1")
+    more = allotd("simulate", "--test", str(write_pool(tmp_path / "arms.jsonl", arms)), "--budgets", "2")
+
+    assert "1 of 2 lines have no probe, so none is read" in told.err
+    assert "There is no setting of uniform at these budgets" in told.err
+    assert "need training pools" in more.err
+
+
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [
         (("--budgets", "1,lots"), "are no numbers"),
         (("--budgets", "0"), "more than 0 samples"),
         (("--policies", "best"), "There is no policy 'best'"),
+        (("--policies", ","), "No policy is named; there are uniform"),
+        (("--plot", "no/folder/x.svg"), "in a folder that is there"),
         (("--mode", "vote", "--policies", "stop"), "knows no vote mode"),
         (("--train", "missing.jsonl"), "There is no pool missing.jsonl"),
     ],

@@ -125,6 +125,7 @@ def test_abandoned_queries_say_why() -> None:
 
 def test_the_price_is_said_in_words() -> None:
     assert in_words(52.4) == "One more dollar buys about 52 more correct answers here."
+    assert in_words(38_211.0) == "One more dollar buys about 38,000 more correct answers here."
     assert "nothing" in in_words(0.0)
 
 
