@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from models.tables import Batch, Pace, QueryRow, Tenant
 from scheduler.core.pacing import Pace as CorePace
 from scheduler.core.periods import BEGINNING, Period, period_bounds
-from scheduler.ledger import left_under, live_caps
+from scheduler.ledger import left_and_held, live_caps
 from scheduler.states import BatchState, QueryState
 
 WAITING_COUNTED = 20_000
@@ -25,13 +25,15 @@ WAITING_COUNTED = 20_000
 class Purse:
     """A budget that queries share: what it leaves, and its pace as the last window left it.
 
-    `query_ids` are those of the window that it pays. `coming` is how many queries it has to last for, these included.
+    Waves hold `held_nanousd` besides, a part of which comes back. `query_ids` are those of the window that it pays.
+    `coming` is how many queries it has to last for, these included.
     """
 
     scope: str
     tenant_id: str
     starts_at: datetime
     left_nanousd: int
+    held_nanousd: int
     query_ids: frozenset[int]
     coming: int
     pace: CorePace | None
@@ -115,7 +117,7 @@ def _caps(session: Session, asking: Sequence[Asking], full_nanousd: float, now: 
             if not mine:
                 continue
             starts_at, ends_at = period_bounds(Period(cap.period), now, timezone)
-            left = left_under(session, cap, timezone, now)
+            left, held = left_and_held(session, cap, timezone, now)
             later = _arrivals(session, tenant_id, now - (ends_at - starts_at), starts_at) if ends_at else 0
             if lines is None:
                 lines = _lines_open(session, tenant_id)
@@ -129,6 +131,7 @@ def _caps(session: Session, asking: Sequence[Asking], full_nanousd: float, now: 
                     tenant_id=tenant_id,
                     starts_at=starts_at,
                     left_nanousd=left,
+                    held_nanousd=held,
                     query_ids=mine,
                     coming=coming,
                     pace=None,
@@ -153,6 +156,7 @@ def _batches(session: Session, asking: Sequence[Asking]) -> list[Purse]:
                 tenant_id=row.tenant_id,
                 starts_at=BEGINNING,
                 left_nanousd=int(row.limit_nanousd or 0) - row.held_nanousd - row.spent_nanousd,
+                held_nanousd=row.held_nanousd,
                 query_ids=frozenset(one.query_id for one in asking if one.batch_id == row.id),
                 coming=_count(session, waiting),
                 pace=None,

@@ -41,10 +41,16 @@ def present_periods(session: Session, tenant_id: str, timezone: str, now: dateti
 
 def left_under(session: Session, cap: Cap, timezone: str, now: datetime) -> int:
     """What a cap leaves in its present period, without locking or making anything."""
+    left, _ = left_and_held(session, cap, timezone, now)
+    return left
+
+
+def left_and_held(session: Session, cap: Cap, timezone: str, now: datetime) -> tuple[int, int]:
+    """The same, and what waves now hold of it, a part of which comes back."""
     starts_at, _ = period_bounds(Period(cap.period), now, timezone)
     period = session.scalars(_PERIOD, {"cap_id": cap.id, "starts_at": starts_at}).first()
-    used = period.held_nanousd + period.spent_nanousd if period is not None else 0
-    return cap.limit_nanousd - used
+    held, spent = (period.held_nanousd, period.spent_nanousd) if period is not None else (0, 0)
+    return cap.limit_nanousd - held - spent, held
 
 
 def tightest_cap(session: Session, tenant_id: str, model: str, now: datetime) -> tuple[int, str] | None:

@@ -97,6 +97,7 @@ def purse_of(drafts: Sequence[Draft], left: float, coming: int | None = None, pr
         tenant_id="t",
         starts_at=NOW,
         left_nanousd=int(left),
+        held_nanousd=0,
         query_ids=frozenset(draft.query.id for draft in drafts),
         coming=coming or len(drafts),
         pace=None if price is None else CorePace(price=price, windows=1),
@@ -107,7 +108,8 @@ def planned(drafts: Sequence[Draft], left: float, *, may_abandon: bool = True) -
     """The drafts with what the first window of a budget gives them."""
     curves = curves_of(drafts)
     price = price_of(purse_of(drafts, left), drafts, curves, curves.costs[:, -1])
-    return [budgeted(draft, row_of(curves, i), price, may_abandon=may_abandon) for i, draft in enumerate(drafts)]
+    at = price if may_abandon else 0.0
+    return [budgeted(draft, row_of(curves, i), price, abandons_at=at) for i, draft in enumerate(drafts)]
 
 
 def row_of(curves: Curves, row: int) -> Curves:
@@ -227,7 +229,7 @@ def test_a_budget_that_many_windows_share_is_nearly_used_up_and_not_passed_in_ex
         full += float(curves.costs[:, -1].sum())
         purse = purse_of(drafts, left * 10 - spent, coming=remaining, price=price)
         price = price_of(purse, drafts, curves, curves.costs[:, -1])
-        plans = [budgeted(d, row_of(curves, i), price, may_abandon=True) for i, d in enumerate(drafts)]
+        plans = [budgeted(d, row_of(curves, i), price, abandons_at=price) for i, d in enumerate(drafts)]
         spent += sum(d.cost_nanousd or 0.0 for d in plans)
         remaining -= len(drafts)
 
@@ -249,7 +251,7 @@ def test_what_the_request_asks_for_by_name_is_neither_priced_nor_explored() -> N
 
     assert (named.policy, single.policy) == (FIXED, FIXED)
     curves = curves_of([named])
-    assert budgeted(named, curves, 1.0, may_abandon=True).plan == replace(
+    assert budgeted(named, curves, 1.0, abandons_at=1.0).plan == replace(
         named.plan, alpha=10.0, beta=10.0, prompt_nanousd=40.0, sample_nanousd=200.0
     )
 
@@ -354,6 +356,20 @@ def test_a_query_that_was_paid_for_or_that_a_client_waits_for_is_not_abandoned(s
 
     assert [draft.abandoned_because for draft in drafts[:2]] == [None, None]
     assert [draft.plan.samples_max for draft in drafts[:2]] == [1, 1]
+
+
+def test_nothing_is_given_up_for_want_of_money_that_waves_only_hold(session: Session) -> None:
+    tenant = add_tenant(session)
+    limit = 700
+    poor, holding = (add_batch(session, tenant, limit_nanousd=limit + held) for held in (0, 10**6))
+    holding.held_nanousd = 10**6
+    rows = [add_query(session, batch, **JUDGED) for batch in (poor, holding) for _ in range(4)]
+
+    drafts = allotted(session, rows, Believes([0.001, 0.5, 0.5, 0.5] * 2)).drafts
+
+    assert [draft.abandoned_because is not None for draft in drafts] == [True, *[False] * 7]
+    assert drafts[4].plan.samples_max == 1
+    assert drafts[4].plan.price > 0
 
 
 def test_plans_say_what_they_were_drawn_from(session: Session) -> None:
