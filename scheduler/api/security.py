@@ -36,7 +36,8 @@ class Caller:
         """The one tenant this request is for. Raises InvalidRequest where an admin named none."""
         if self.tenant_id is None:
             raise InvalidRequest(
-                f"An admin key belongs to no tenant; say whom this is for with the header `{TENANT_HEADER}: NAME`.",
+                f"An admin key belongs to no tenant; say whom this is for with the header `{TENANT_HEADER}: NAME` "
+                "(`--tenant NAME` on the command line).",
                 param=TENANT_HEADER,
             )
         return self.tenant_id

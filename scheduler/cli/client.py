@@ -159,7 +159,11 @@ class Api:
 
     def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         with _translated(self._client):
-            response = self._client.request(method, path, **options)
+            try:
+                request = self._client.build_request(method, path, **options)
+            except ValueError as error:  # JSON knows no nan and no inf
+                raise InvalidRequest(f"A number that was given is none ({error}); write a finite one.") from None
+            response = self._client.send(request)
         if response.is_error:
             raise _refusal(response)
         try:

@@ -25,7 +25,7 @@ Version = Annotated[str, typer.Argument(help="The predictor's version, from `all
 
 
 class NotTrained(SchedulerError):
-    """The daemon has not trained the predictor in time; look again with `allotd predictor show VERSION`."""
+    """The daemon has not trained the predictor in time."""
 
     code = "not_trained"
 
@@ -42,7 +42,10 @@ def train(
         predictor = api.post("/v1/predictors", {})
         while wait and predictor["state"] == "challenger":
             if time.monotonic() > deadline:
-                raise NotTrained
+                version = predictor["version"]
+                raise NotTrained(
+                    f"{version} was not judged in time; look again with `allotd predictor show {version}`."
+                )
             time.sleep(LOOK_S)
             predictor = api.get(f"/v1/predictors/{predictor['version']}")
     show(predictor, as_json, lambda: _tell(predictor))

@@ -23,6 +23,13 @@ def test_a_new_tenant_is_told_its_key_and_listed_without_it(server: Server, allo
     assert "sk-allotd-" not in listed.out
 
 
+def test_a_number_that_is_none_is_refused(server: Server, allotd: Allotd) -> None:
+    refused = allotd("tenant", "create", "acme", "--weight", "nan")
+
+    assert refused.code == 2
+    assert "write a finite one" in refused.err
+
+
 def test_a_tenant_of_the_same_name_is_refused_in_one_line(priced: Server, allotd: Allotd) -> None:
     again = allotd("tenant", "create", "acme")
 

@@ -68,7 +68,8 @@ def test_a_wait_for_training_that_takes_too_long_ends_with_what_to_do(server: Se
     late = allotd("predictor", "train", "--timeout", "1")
 
     assert late.code == 1
-    assert "allotd predictor show" in late.err
+    [waiting] = allotd("predictor", "history", "--json").json
+    assert f"allotd predictor show {waiting['version']}" in late.err
 
 
 def test_an_unknown_version_and_a_tenants_key_are_refused_in_one_line(
