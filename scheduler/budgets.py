@@ -64,21 +64,18 @@ def allot_window(
         )
         for d in drafts
     ]
-    prices, prices_if_all_came_back, moves = np.zeros(len(drafts)), np.zeros(len(drafts)), []
+    prices, moves = np.zeros(len(drafts)), []
     for purse in purses(session, asking, float(full.mean()), now):
         rows = np.array([i for i, draft in enumerate(drafts) if draft.query.id in purse.query_ids])
         price = price_of(purse, [drafts[i] for i in rows], curves.take(rows), full[rows])
         prices[rows] = np.maximum(prices[rows], price)
-        least = _price_if_all_came_back(purse, price, [drafts[i] for i in rows], curves.take(rows), full[rows])
-        prices_if_all_came_back[rows] = np.maximum(prices_if_all_came_back[rows], least)
         if price > 0 or (purse.pace is not None and purse.pace.price > 0):
             moves.append(Move(scope=purse.scope, tenant_id=purse.tenant_id, starts_at=purse.starts_at, price=price))
     patient = _waited_for(session, drafts) if may_abandon and prices.any() else frozenset()
     planned = []
     for i, draft in enumerate(drafts):
         may = may_abandon and draft.query.id not in patient
-        abandons_at = float(prices_if_all_came_back[i]) if may else 0.0
-        planned.append(budgeted(draft, curves.take(np.array([i])), float(prices[i]), abandons_at=abandons_at))
+        planned.append(budgeted(draft, curves.take(np.array([i])), float(prices[i]), may_abandon=may))
     return Allotted(drafts=planned, moves=moves)
 
 
@@ -95,14 +92,6 @@ def price_of(purse: Purse, drafts: Sequence[Draft], curves: Curves, full: Floats
     cost = _cost_at(gains, costs, purse.pace.price)
     moved = paced(purse.pace, spent_nanousd=cost, due_nanousd=max(0.0, allowance)).price
     return min(max(moved, exact / STRAY), exact * STRAY)
-
-
-def _price_if_all_came_back(purse: Purse, price: float, drafts: Sequence[Draft], curves: Curves, full: Floats) -> float:
-    """The price were nothing held: what is given up comes never back, and money that waves hold mostly does."""
-    if price <= 0 or not purse.held_nanousd:
-        return price
-    richer = replace(purse, left_nanousd=purse.left_nanousd + purse.held_nanousd, held_nanousd=0, pace=None)
-    return min(price, price_of(richer, drafts, curves, full))
 
 
 def _price_within(gains: Floats, costs: Floats, allowance: float) -> float:
@@ -128,15 +117,13 @@ def _cost_at(gains: Floats, costs: Floats, price: float) -> float:
     return float(costs[np.arange(len(arms)), arms][arms != NOTHING].sum())
 
 
-def budgeted(draft: Draft, curves: Curves, price: float, *, abandons_at: float) -> Draft:
-    """The draft with its samples at a price: all it may have at 0, and nothing only where it is worth nothing at the
-    price of `abandons_at` either; at 0 there, nobody is given nothing.
-    """
+def budgeted(draft: Draft, curves: Curves, price: float, *, may_abandon: bool) -> Draft:
+    """The draft with its samples at a price: all it may have at 0, and nothing only where that is allowed."""
     arm, because = int(plain_arms([draft], curves)[0]), None
     if draft.policy == ALLOTTED and price > 0:
         arm = _arm_at(curves, price)
-        if abandons_at > 0 and not draft.is_begun and _arm_at(curves, abandons_at * ABANDON_BELOW) == NOTHING:
-            because = _reason(curves, abandons_at)
+        if may_abandon and not draft.is_begun and _arm_at(curves, price * ABANDON_BELOW) == NOTHING:
+            because = _reason(curves, price)
         paid = 0 if draft.others else min(draft.drawn, draft.plan.samples_max)
         arm = max(arm, paid - 1, 0)  # what is paid for is looked at in any case
     elif draft.policy != ALLOTTED:

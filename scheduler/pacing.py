@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache, partial
 from typing import Any
 
-from sqlalchemy import and_, func, select
+from sqlalchemy import and_, case, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from models.tables import Batch, Pace, QueryRow, Tenant
+from models.tables import Attempt, Batch, Pace, PlanRow, QueryRow, Tenant
 from scheduler.core.pacing import Pace as CorePace
 from scheduler.core.periods import BEGINNING, Period, period_bounds
-from scheduler.ledger import left_and_held, live_caps
-from scheduler.states import BatchState, QueryState
+from scheduler.ledger import held_and_spent, live_caps
+from scheduler.states import AttemptState, BatchState, QueryState
 
 WAITING_COUNTED = 20_000
 """Waiting queries are counted this far: of more, a budget that could pay them all is none that binds yet."""
@@ -25,15 +26,15 @@ WAITING_COUNTED = 20_000
 class Purse:
     """A budget that queries share: what it leaves, and its pace as the last window left it.
 
-    Waves hold `held_nanousd` besides, a part of which comes back. `query_ids` are those of the window that it pays.
-    `coming` is how many queries it has to last for, these included.
+    What queries that were planned already are expected to cost yet is taken off. What their waves hold would be too
+    much, as waves seldom cost all that they may. `query_ids` are those of the window that it pays, and `coming` is how
+    many queries it has to last for, these included.
     """
 
     scope: str
     tenant_id: str
     starts_at: datetime
     left_nanousd: int
-    held_nanousd: int
     query_ids: frozenset[int]
     coming: int
     pace: CorePace | None
@@ -70,8 +71,9 @@ def purses(session: Session, asking: Sequence[Asking], full_nanousd: float, now:
     `full_nanousd` is what a query of the window is expected to cost with all it can use, on average: a budget that
     leaves as much for every line that its tenant has in the queue is not scarce, and nothing is counted for it.
     """
-    found = _caps(session, asking, full_nanousd, now)
-    found += _batches(session, asking)
+    planned = cache(partial(_planned, session, frozenset(one.tenant_id for one in asking)))
+    found = _caps(session, asking, full_nanousd, planned, now)
+    found += _batches(session, asking, planned)
     if not found:
         return []
     paces = {
@@ -105,7 +107,38 @@ def remember(session: Session, moves: Iterable[Move], now: datetime) -> None:
         )
 
 
-def _caps(session: Session, asking: Sequence[Asking], full_nanousd: float, now: datetime) -> list[Purse]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Planned:
+    """What queries that run, or soon will, are expected to cost yet: of one tenant, batch and model."""
+
+    tenant_id: str
+    batch_id: str
+    model: str
+    nanousd: float
+
+
+def _planned(session: Session, tenant_ids: Collection[str]) -> list[Planned]:
+    yet = PlanRow.cost_nanousd - QueryRow.spent_nanousd
+    statement = (
+        select(Attempt.tenant_id, QueryRow.batch_id, PlanRow.model, func.sum(case((yet > 0, yet), else_=0.0)))
+        .join(PlanRow, PlanRow.id == Attempt.plan_id)
+        .join(QueryRow, QueryRow.id == Attempt.query_id)
+        .where(Attempt.state.in_([AttemptState.DISPATCHED, AttemptState.RUNNING]), Attempt.tenant_id.in_(tenant_ids))
+        .group_by(Attempt.tenant_id, QueryRow.batch_id, PlanRow.model)
+    )
+    return [
+        Planned(tenant_id=tenant_id, batch_id=batch_id, model=model, nanousd=float(nanousd))
+        for tenant_id, batch_id, model, nanousd in session.execute(statement)
+    ]
+
+
+def _caps(
+    session: Session,
+    asking: Sequence[Asking],
+    full_nanousd: float,
+    planned: Callable[[], Sequence[Planned]],
+    now: datetime,
+) -> list[Purse]:
     found = []
     for tenant_id in sorted({one.tenant_id for one in asking}):
         timezone = session.get_one(Tenant, tenant_id).timezone
@@ -117,7 +150,9 @@ def _caps(session: Session, asking: Sequence[Asking], full_nanousd: float, now: 
             if not mine:
                 continue
             starts_at, ends_at = period_bounds(Period(cap.period), now, timezone)
-            left, held = left_and_held(session, cap, timezone, now)
+            _, spent = held_and_spent(session, cap, timezone, now)
+            owed = sum(p.nanousd for p in planned() if p.tenant_id == tenant_id and cap.model in {None, p.model})
+            left = cap.limit_nanousd - spent - round(owed)
             later = _arrivals(session, tenant_id, now - (ends_at - starts_at), starts_at) if ends_at else 0
             if lines is None:
                 lines = _lines_open(session, tenant_id)
@@ -131,7 +166,6 @@ def _caps(session: Session, asking: Sequence[Asking], full_nanousd: float, now: 
                     tenant_id=tenant_id,
                     starts_at=starts_at,
                     left_nanousd=left,
-                    held_nanousd=held,
                     query_ids=mine,
                     coming=coming,
                     pace=None,
@@ -140,23 +174,23 @@ def _caps(session: Session, asking: Sequence[Asking], full_nanousd: float, now: 
     return found
 
 
-def _batches(session: Session, asking: Sequence[Asking]) -> list[Purse]:
+def _batches(session: Session, asking: Sequence[Asking], planned: Callable[[], Sequence[Planned]]) -> list[Purse]:
     """The limits of single batches, which have no period."""
     rows = session.execute(
-        select(Batch.id, Batch.tenant_id, Batch.limit_nanousd, Batch.held_nanousd, Batch.spent_nanousd).where(
+        select(Batch.id, Batch.tenant_id, Batch.limit_nanousd, Batch.spent_nanousd).where(
             Batch.id.in_({one.batch_id for one in asking}), Batch.limit_nanousd.is_not(None)
         )
     ).all()
     found = []
     for row in rows:
+        owed = sum(each.nanousd for each in planned() if each.batch_id == row.id)
         waiting = select(QueryRow.id).where(QueryRow.batch_id == row.id, QueryRow.state == QueryState.QUEUED)
         found.append(
             Purse(
                 scope=row.id,
                 tenant_id=row.tenant_id,
                 starts_at=BEGINNING,
-                left_nanousd=int(row.limit_nanousd or 0) - row.held_nanousd - row.spent_nanousd,
-                held_nanousd=row.held_nanousd,
+                left_nanousd=int(row.limit_nanousd or 0) - row.spent_nanousd - round(owed),
                 query_ids=frozenset(one.query_id for one in asking if one.batch_id == row.id),
                 coming=_count(session, waiting),
                 pace=None,

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from scheduler.ledger.admission import reserve, reserve_all
 from scheduler.ledger.closing import expire, settle, settle_all
-from scheduler.ledger.periods import current_period, left_and_held, left_under, live_caps, name_of, tightest_cap
+from scheduler.ledger.periods import current_period, held_and_spent, left_under, live_caps, name_of, tightest_cap
 from scheduler.ledger.prices import as_price, price_at
 from scheduler.ledger.purses import lock_tenant
 from scheduler.ledger.samples import reconciled
@@ -25,7 +25,7 @@ __all__ = [
     "as_price",
     "current_period",
     "expire",
-    "left_and_held",
+    "held_and_spent",
     "left_under",
     "live_caps",
     "lock_tenant",

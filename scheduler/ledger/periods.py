@@ -41,16 +41,15 @@ def present_periods(session: Session, tenant_id: str, timezone: str, now: dateti
 
 def left_under(session: Session, cap: Cap, timezone: str, now: datetime) -> int:
     """What a cap leaves in its present period, without locking or making anything."""
-    left, _ = left_and_held(session, cap, timezone, now)
-    return left
+    held, spent = held_and_spent(session, cap, timezone, now)
+    return cap.limit_nanousd - held - spent
 
 
-def left_and_held(session: Session, cap: Cap, timezone: str, now: datetime) -> tuple[int, int]:
-    """The same, and what waves now hold of it, a part of which comes back."""
+def held_and_spent(session: Session, cap: Cap, timezone: str, now: datetime) -> tuple[int, int]:
+    """What waves hold of a cap in its present period, and what was spent."""
     starts_at, _ = period_bounds(Period(cap.period), now, timezone)
     period = session.scalars(_PERIOD, {"cap_id": cap.id, "starts_at": starts_at}).first()
-    held, spent = (period.held_nanousd, period.spent_nanousd) if period is not None else (0, 0)
-    return cap.limit_nanousd - held - spent, held
+    return (period.held_nanousd, period.spent_nanousd) if period is not None else (0, 0)
 
 
 def tightest_cap(session: Session, tenant_id: str, model: str, now: datetime) -> tuple[int, str] | None:

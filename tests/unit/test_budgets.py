@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import select
+from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
-from models.tables import Pace, PlanRow, QueryRow
+from models.tables import Attempt, Pace, PlanRow, QueryRow
 from scheduler import pacing
 from scheduler.budgets import (
     ALLOTTED,
@@ -33,13 +33,13 @@ from scheduler.choices import Curves, curves_of
 from scheduler.core.pacing import Pace as CorePace
 from scheduler.core.pricing import Price
 from scheduler.drafts import Draft, draft_plans
-from scheduler.pacing import Move, Purse
+from scheduler.pacing import Asking, Move, Purse, purses
 from scheduler.planning import fund_window
 from scheduler.prediction import FixedPriors
 from scheduler.settings import Settings
-from scheduler.states import QueryState
+from scheduler.states import AttemptState, QueryState
 from scheduler.types import Arm, Plan, Prediction, Query
-from tests.factories import MODEL, NOW, add_batch, add_cap, add_query, add_tenant, add_worker, new_sessions
+from tests.factories import MODEL, NOW, add_batch, add_cap, add_query, add_tenant, add_worker, fund, new_sessions
 
 SETTINGS = Settings(explore_share=0.0)
 PRICE = Price(id=1, model=MODEL, prompt_nanousd=1, cached_nanousd=1, completion_nanousd=2)
@@ -97,7 +97,6 @@ def purse_of(drafts: Sequence[Draft], left: float, coming: int | None = None, pr
         tenant_id="t",
         starts_at=NOW,
         left_nanousd=int(left),
-        held_nanousd=0,
         query_ids=frozenset(draft.query.id for draft in drafts),
         coming=coming or len(drafts),
         pace=None if price is None else CorePace(price=price, windows=1),
@@ -108,8 +107,7 @@ def planned(drafts: Sequence[Draft], left: float, *, may_abandon: bool = True) -
     """The drafts with what the first window of a budget gives them."""
     curves = curves_of(drafts)
     price = price_of(purse_of(drafts, left), drafts, curves, curves.costs[:, -1])
-    at = price if may_abandon else 0.0
-    return [budgeted(draft, row_of(curves, i), price, abandons_at=at) for i, draft in enumerate(drafts)]
+    return [budgeted(draft, row_of(curves, i), price, may_abandon=may_abandon) for i, draft in enumerate(drafts)]
 
 
 def row_of(curves: Curves, row: int) -> Curves:
@@ -229,7 +227,7 @@ def test_a_budget_that_many_windows_share_is_nearly_used_up_and_not_passed_in_ex
         full += float(curves.costs[:, -1].sum())
         purse = purse_of(drafts, left * 10 - spent, coming=remaining, price=price)
         price = price_of(purse, drafts, curves, curves.costs[:, -1])
-        plans = [budgeted(d, row_of(curves, i), price, abandons_at=price) for i, d in enumerate(drafts)]
+        plans = [budgeted(d, row_of(curves, i), price, may_abandon=True) for i, d in enumerate(drafts)]
         spent += sum(d.cost_nanousd or 0.0 for d in plans)
         remaining -= len(drafts)
 
@@ -251,7 +249,7 @@ def test_what_the_request_asks_for_by_name_is_neither_priced_nor_explored() -> N
 
     assert (named.policy, single.policy) == (FIXED, FIXED)
     curves = curves_of([named])
-    assert budgeted(named, curves, 1.0, abandons_at=1.0).plan == replace(
+    assert budgeted(named, curves, 1.0, may_abandon=True).plan == replace(
         named.plan, alpha=10.0, beta=10.0, prompt_nanousd=40.0, sample_nanousd=200.0
     )
 
@@ -358,18 +356,24 @@ def test_a_query_that_was_paid_for_or_that_a_client_waits_for_is_not_abandoned(s
     assert [draft.plan.samples_max for draft in drafts[:2]] == [1, 1]
 
 
-def test_nothing_is_given_up_for_want_of_money_that_waves_only_hold(session: Session) -> None:
+def test_of_planned_queries_a_budget_owes_what_they_are_expected_to_cost_and_not_what_waves_hold(
+    session: Session,
+) -> None:
     tenant = add_tenant(session)
-    limit = 700
-    poor, holding = (add_batch(session, tenant, limit_nanousd=limit + held) for held in (0, 10**6))
-    holding.held_nanousd = 10**6
-    rows = [add_query(session, batch, **JUDGED) for batch in (poor, holding) for _ in range(4)]
+    cap = add_cap(session, tenant, 10**9)
+    batch = add_batch(session, tenant, limit_nanousd=5_000)
+    planned = add_query(session, batch, **JUDGED)
+    funded = fund(session, planned)
+    session.execute(update(PlanRow).values(cost_nanousd=1_200.0))
+    planned.spent_nanousd, batch.held_nanousd = 200, 4_000
+    session.flush()
 
-    drafts = allotted(session, rows, Believes([0.001, 0.5, 0.5, 0.5] * 2)).drafts
+    asking = [Asking(query_id=0, tenant_id=tenant.id, batch_id=batch.id, model=MODEL)]
+    left = {purse.scope: purse.left_nanousd for purse in purses(session, asking, 100.0, NOW)}
 
-    assert [draft.abandoned_because is not None for draft in drafts] == [True, *[False] * 7]
-    assert drafts[4].plan.samples_max == 1
-    assert drafts[4].plan.price > 0
+    assert left == {cap.id: 10**9 - 1_000, batch.id: 5_000 - 1_000}
+    session.execute(update(Attempt).where(Attempt.id == funded.attempt_id).values(state=AttemptState.FINISHED))
+    assert [purse.left_nanousd for purse in purses(session, asking, 100.0, NOW)] == [10**9, 5_000]
 
 
 def test_plans_say_what_they_were_drawn_from(session: Session) -> None:
