@@ -14,11 +14,11 @@ from pathlib import Path
 import structlog
 from celery import Celery
 from kombu.exceptions import OperationalError as BrokerError
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Connection, Engine, and_, func, select, true
 from sqlalchemy.exc import DBAPIError
 
 from models.tables import Batch, LlmRow, QueryRow
-from scheduler import alerts, champion, dispatch, files, pacing, presence, probes, recovery
+from scheduler import alerts, champion, dispatch, files, pacing, presence, probes, recovery, shortage
 from scheduler.audit.schedule import auditing
 from scheduler.budgets import allot_window
 from scheduler.champion import Champion
@@ -72,6 +72,7 @@ class Daemon:
     predictor: Champion = field(default_factory=Champion)
     rotation: DeficitRoundRobin = field(default_factory=DeficitRoundRobin)
     prober: Prober | None = None
+    _short: shortage.Shortage = field(default_factory=dict)
     _seldom_due: float = 0.0
     _watch: presence.Watch = field(init=False)
     _patient_until: datetime = field(init=False)
@@ -185,15 +186,18 @@ class Daemon:
         """Plan and fund one window."""
         settings, now = self.services.settings, self.services.clock()
         with looking(self.services.sessions) as session:
-            ready = probes.is_ready(now) if self.prober is not None and self.prober.is_answering else None
-            rows = choose_window(session, self.rotation, settings, now, ready)
+            ready = probes.is_ready(now) if self.prober is not None and self.prober.is_answering else true()
+            short = shortage.still_short(session, self._short)
+            rows = choose_window(session, self.rotation, settings, now, and_(ready, shortage.is_not_short(short)))
             drafts = draft_plans(session, rows, self.predictor, settings, now) if rows else []
             drafts = share_out(drafts, self.predictor.past)
             window = allot_window(session, drafts, settings, now, may_abandon=self.predictor.is_learned)
+            drafts, more = shortage.affordable(session, window.drafts)
+            self._short = {**short, **more}
         if not drafts:
             return False
         with self.services.sessions.begin() as session:
-            funded = fund_window(session, window.drafts, now)
+            funded = fund_window(session, drafts, now)
             pacing.remember(session, window.moves, now)
         log.debug("window_planned", queries=len(drafts), funded=len(funded))
         return True

@@ -37,9 +37,10 @@ ENGINE_TRIES = 3
 """Times a query may meet a failing (not merely unreachable) engine before it fails; it may itself be the cause."""
 
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 15.0
-HELD_BACKOFF_MAX_S = 2.0
-"""The longest pause of a query that waits for money which other waves hold: those end within seconds."""
 """Waits while the engine is away; they double up to the length of a vLLM start-up's last part."""
+HELD_BACKOFF_MAX_S = 2.0
+"""The longest pause of a query that waits for money which waves of its batch hold. They are few: lines that nothing
+could be held for are not planned (`scheduler.shortage`)."""
 
 OWN_PARAMS = frozenset({"temperature", "max_tokens", "max_completion_tokens", "n", "seed", "stream", "stream_options"})
 """Body fields that allotd sets itself; the others go to the engine as they came."""

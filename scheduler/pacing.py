@@ -12,7 +12,7 @@ from sqlalchemy import and_, case, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from models.tables import Attempt, Batch, Pace, PlanRow, QueryRow, Tenant
+from models.tables import Attempt, Batch, Cap, Pace, PlanRow, QueryRow, Tenant
 from scheduler.core.pacing import Pace as CorePace
 from scheduler.core.periods import BEGINNING, Period, period_bounds
 from scheduler.ledger import held_and_spent, live_caps
@@ -109,26 +109,35 @@ def remember(session: Session, moves: Iterable[Move], now: datetime) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Planned:
-    """What queries that run, or soon will, are expected to cost yet: of one tenant, batch and model."""
+    """What queries that run, or soon will, are expected to cost yet: of one tenant and batch.
+
+    `model` is None where other models may be asked after it: the costs are not that model's alone.
+    """
 
     tenant_id: str
     batch_id: str
-    model: str
+    model: str | None
     nanousd: float
+
+    def is_owed_by(self, cap: Cap) -> bool:
+        """Whether a cap will have to pay it."""
+        return self.tenant_id == cap.tenant_id and cap.model in {None, self.model}
 
 
 def _planned(session: Session, tenant_ids: Collection[str]) -> list[Planned]:
-    yet = PlanRow.cost_nanousd - QueryRow.spent_nanousd
+    is_one_models = QueryRow.models_json.is_(None)  # what several cost is counted from here on, not from the start
+    yet = PlanRow.cost_nanousd - case((is_one_models, QueryRow.spent_nanousd), else_=0)
+    model = case((PlanRow.escalates.is_(False), PlanRow.model), else_=None)
     statement = (
-        select(Attempt.tenant_id, QueryRow.batch_id, PlanRow.model, func.sum(case((yet > 0, yet), else_=0.0)))
+        select(Attempt.tenant_id, QueryRow.batch_id, model, func.sum(case((yet > 0, yet), else_=0.0)))
         .join(PlanRow, PlanRow.id == Attempt.plan_id)
         .join(QueryRow, QueryRow.id == Attempt.query_id)
         .where(Attempt.state.in_([AttemptState.DISPATCHED, AttemptState.RUNNING]), Attempt.tenant_id.in_(tenant_ids))
-        .group_by(Attempt.tenant_id, QueryRow.batch_id, PlanRow.model)
+        .group_by(Attempt.tenant_id, QueryRow.batch_id, model)
     )
     return [
-        Planned(tenant_id=tenant_id, batch_id=batch_id, model=model, nanousd=float(nanousd))
-        for tenant_id, batch_id, model, nanousd in session.execute(statement)
+        Planned(tenant_id=tenant_id, batch_id=batch_id, model=asked, nanousd=float(nanousd))
+        for tenant_id, batch_id, asked, nanousd in session.execute(statement)
     ]
 
 
@@ -151,7 +160,7 @@ def _caps(
                 continue
             starts_at, ends_at = period_bounds(Period(cap.period), now, timezone)
             _, spent = held_and_spent(session, cap, timezone, now)
-            owed = sum(p.nanousd for p in planned() if p.tenant_id == tenant_id and cap.model in {None, p.model})
+            owed = sum(each.nanousd for each in planned() if each.is_owed_by(cap))
             left = cap.limit_nanousd - spent - round(owed)
             later = _arrivals(session, tenant_id, now - (ends_at - starts_at), starts_at) if ends_at else 0
             if lines is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import numpy as np
 from sqlalchemy import ColumnElement, delete, or_, select
@@ -37,43 +38,52 @@ Group = tuple[str, str]
 """A tenant and a model: a queue of its own."""
 
 
-def wanted(session: Session, limit: int, skipped: Mapping[Group, int] | None = None) -> dict[int, str]:
-    """The text of queries, by id, that wait without a probe: those whose turn comes first.
+class Unread(NamedTuple):
+    """A query that waits without a probe: its queue, and its text."""
 
-    So many are `skipped` at the head of a queue: their turn comes before they could be read. A round of long prompts
-    has fewer of them.
+    group: Group
+    text: str
+
+
+def wanted(session: Session, limit: int, skipped: Mapping[Group, int] | None = None) -> dict[int, Unread]:
+    """The queries, by id, that wait without a probe: those whose turn comes first.
+
+    So many are `skipped` at the head of a queue that has more: their turn comes before they could be read. A round of
+    long prompts has fewer of them.
     """
     places = skipped or {}
     disabled = set(session.scalars(select(Tenant.id).where(Tenant.disabled_at.is_not(None))))
     groups = [group for group in waiting_groups(session, QueryState.QUEUED) if group[0] not in disabled]
     each = max(1, AHEAD // len(groups)) if groups else 0
     turns: list[tuple[int, int]] = []  # place in its group, query
+    group_of: dict[int, Group] = {}
     for tenant_id, model in groups:
         first = select(QueryRow.id).where(waits_in(QueryState.QUEUED, tenant_id, model))
-        turns += enumerate(
-            session.scalars(first.order_by(*WANTED_FIRST).offset(places.get((tenant_id, model), 0)).limit(each))
-        )
+        mine = first.order_by(*WANTED_FIRST).limit(each)
+        left_out = places.get((tenant_id, model), 0)
+        found = session.scalars(mine.offset(left_out)).all() or (session.scalars(mine).all() if left_out else [])
+        turns += enumerate(found)
+        group_of.update(dict.fromkeys(found, (tenant_id, model)))
     probed = set(_among(session, [query_id for _, query_id in turns]))
     ids = [query_id for _, query_id in sorted(turns) if query_id not in probed][:limit]
     rows = session.execute(select(QueryRow.id, QueryRow.body_json).where(QueryRow.id.in_(ids)))
     bodies = {row.id: row.body_json for row in rows}
-    found: dict[int, str] = {}
+    unread: dict[int, Unread] = {}
     room = ROUND_CHARACTERS
     for query_id in ids:
-        found[query_id] = text_of(json.loads(bodies[query_id] or "{}")["messages"])[-CHARACTERS_MAX:]
-        room -= len(found[query_id])
+        text = text_of(json.loads(bodies[query_id] or "{}")["messages"])[-CHARACTERS_MAX:]
+        unread[query_id] = Unread(group=group_of[query_id], text=text)
+        room -= len(text)
         if room <= 0:
             break
-    return found
+    return unread
 
 
-def late(session: Session, query_ids: Collection[int]) -> dict[Group, int]:
-    """How many of the queries had their turn already, in each queue that they are of."""
-    counts: dict[Group, int] = {}
-    rows = session.execute(select(QueryRow.tenant_id, QueryRow.model, QueryRow.state).where(QueryRow.id.in_(query_ids)))
-    for row in rows:
-        group = row.tenant_id, row.model or ""
-        counts[group] = counts.get(group, 0) + (row.state not in NO_TURN)
+def late(session: Session, read: Mapping[int, Unread]) -> dict[Group, int]:
+    """How many of the queries had their turn already, in each queue that they were of."""
+    counts = dict.fromkeys((each.group for each in read.values()), 0)
+    for row in session.execute(select(QueryRow.id, QueryRow.state).where(QueryRow.id.in_(read))):
+        counts[read[row.id].group] += row.state not in NO_TURN
     return counts
 
 

@@ -79,7 +79,8 @@ class Prober:
         """Probe some queries; returns whether there may be more. Raises EngineUnavailable where the server is away."""
         view = self._view or self._greet()
         with looking(self.services.sessions) as session:
-            texts = probes.wanted(session, AT_ONCE, self._skipped)
+            unread = probes.wanted(session, AT_ONCE, self._skipped)
+        texts = {query_id: each.text for query_id, each in unread.items()}
         if not texts:
             self._away_since = None
             was_ahead, self._skipped = bool(self._skipped), {}
@@ -89,13 +90,19 @@ class Prober:
         errors = [each for each in told.values() if isinstance(each, EngineError)]
         if errors:
             log.warning("prompts_not_probed", prompts=len(errors), message=errors[0].message)
+        given_up = self._given_up({i: each for i, each in told.items() if isinstance(each, EngineError)})
         if not vectors:
             self._view = None
-            view = self._greet()  # where that succeeds, it is these prompts that cannot be read
+            view = self._greet()  # where that succeeds, it may be these prompts that cannot be read
+            ill = [error for error in errors if isinstance(error, EngineUnavailable)]
+            if len(ill) > 1:  # so many of them are not
+                self._view = None
+                self._complain(ill[0])
+                raise ill[0]
         self._away_since = None
-        refused = dict.fromkeys(self._given_up({i: each for i, each in told.items() if isinstance(each, EngineError)}))
+        refused = dict.fromkeys(given_up)
         with self.services.sessions.begin() as session:
-            self._skip(probes.late(session, texts))
+            self._skip(probes.late(session, unread))
             probes.keep(session, view, {**vectors, **refused})
             self._kept += len(texts)
             if self._kept >= FORGET_EVERY:
@@ -110,15 +117,10 @@ class Prober:
         return given_up
 
     def _skip(self, late: Mapping[probes.Group, int]) -> None:
-        """Read further ahead in queues whose turn came first, and less far in all others."""
-        for group in {*self._skipped, *late}:
+        """Read further ahead in queues whose turn came first, and less far in those that were read in time."""
+        for group, count in late.items():
             places = self._skipped.pop(group, 0)
-            if late.get(group):
-                places += 2 * late[group]
-            elif group in late:
-                places = places * CALM // (CALM + 1)
-            else:
-                places //= 2  # perhaps there are no more than are skipped
+            places = min(places + 2 * count, probes.AHEAD) if count else places * CALM // (CALM + 1)
             if places:
                 self._skipped[group] = places
 

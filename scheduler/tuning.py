@@ -105,9 +105,10 @@ def _due_because(session: Session, services: Services) -> str | None:
 
 def _has_doubled(session: Session, settings: Settings, newest: PredictorRow) -> bool:
     """Whether as much was learned since as the newest predictor was taught by: a long batch learns from itself."""
-    taught = json.loads(newest.card_json).get("examples", 0)
-    wanted = max(taught, settings.retune_examples_min)
-    return taught <= EXAMPLES_MAX // 2 and _are_new(session, wanted, newest.created_at)
+    taught = json.loads(newest.card_json).get("examples")
+    if taught is None or taught > EXAMPLES_MAX // 2:
+        return False  # its training crashed, or no more would be read
+    return _are_new(session, max(taught, settings.retune_examples_min), newest.created_at)
 
 
 def _are_new(session: Session, wanted: int, since: datetime | None) -> bool:

@@ -161,6 +161,8 @@ class Api:
         with _translated(self._client):
             try:
                 request = self._client.build_request(method, path, **options)
+            except UnicodeError as error:
+                raise InvalidRequest(f"Something that was given is no text ({error}); write it in UTF-8.") from None
             except ValueError as error:  # JSON knows no nan and no inf
                 raise InvalidRequest(f"A number that was given is none ({error}); write a finite one.") from None
             response = self._client.send(request)

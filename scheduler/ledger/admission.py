@@ -91,8 +91,9 @@ def _admit(request: WaveRequest, limits: Sequence[Limit]) -> Admitted | CapReach
     left = min((limit.left_nanousd for limit in limits), default=None)
     fit = _largest_wave(request, left)
     if fit is None:
-        tightest = min(limits, key=lambda limit: limit.left_nanousd)
-        return _refusal(tightest, price.most_nanousd(request.prompt_tokens, 1, request.tokens_floor))
+        need = price.most_nanousd(request.prompt_tokens, 1, request.tokens_floor)
+        for_good = [limit for limit in limits if not limit.may_leave(need)]
+        return _refusal(min(for_good or limits, key=lambda limit: limit.left_nanousd), need)
     samples, tokens_max = fit
     amount = price.most_nanousd(request.prompt_tokens, samples, tokens_max)
     for limit in limits:
@@ -123,7 +124,7 @@ def _refusal(limit: Limit, need: int) -> CapReached:
         turns_at=limit.turns_at,
         need_nanousd=need,
         left_nanousd=limit.left_nanousd,
-        may_come_back=limit.left_nanousd + limit.held_nanousd + limit.taken_nanousd >= need,
+        may_come_back=limit.may_leave(need),
     )
 
 

@@ -33,6 +33,10 @@ class Limit:
     turns_at: datetime | None = None
     taken_nanousd: int = 0
 
+    def may_leave(self, amount_nanousd: int) -> bool:
+        """Whether it would leave that much if all came back that is held."""
+        return self.left_nanousd + self.held_nanousd + self.taken_nanousd >= amount_nanousd
+
     def take(self, amount_nanousd: int) -> None:
         """Leave that much less to the next wave."""
         self.left_nanousd -= amount_nanousd

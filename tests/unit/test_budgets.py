@@ -376,6 +376,21 @@ def test_of_planned_queries_a_budget_owes_what_they_are_expected_to_cost_and_not
     assert [purse.left_nanousd for purse in purses(session, asking, 100.0, NOW)] == [10**9, 5_000]
 
 
+def test_a_cap_on_one_model_owes_nothing_of_what_several_models_may_cost(session: Session) -> None:
+    tenant = add_tenant(session)
+    caps = [add_cap(session, tenant, 10**9), add_cap(session, tenant, 10**9, model=MODEL)]
+    query = add_query(session, add_batch(session, tenant), models_json=f'["{MODEL}", "other"]', **JUDGED)
+    fund(session, query)
+    session.execute(update(PlanRow).values(cost_nanousd=1_200.0, escalates=True))
+    query.spent_nanousd = 500  # on what was asked before: further costs are told alone
+    session.flush()
+
+    asking = [Asking(query_id=0, tenant_id=tenant.id, batch_id=query.batch_id, model=MODEL)]
+    left = {purse.scope: purse.left_nanousd for purse in purses(session, asking, 100.0, NOW)}
+
+    assert left == {caps[0].id: 10**9 - 1_200, caps[1].id: 10**9}
+
+
 def test_plans_say_what_they_were_drawn_from(session: Session) -> None:
     rows = [add_query(session, add_batch(session, add_tenant(session)), **JUDGED)]
 

@@ -282,6 +282,19 @@ def test_what_a_batch_cannot_pay_with_all_that_is_held_ends_at_once(sessions: se
     assert sorted((one.state, one.because) for one in rows) == [answered, answered, stopped]
 
 
+def test_a_line_does_not_wait_for_money_that_its_own_limit_could_not_spend(sessions: sessionmaker[Session]) -> None:
+    with sessions.begin() as session:
+        batch = add_batch(session, add_tenant(session), limit_nanousd=10**6)
+        batch.held_nanousd = 10**6 - 1
+        query_id = add_query(session, batch, limit_nanousd=2, prompt_tokens_estimated=PROMPT).id
+
+    drive(sessions, query_id, ScriptedEngine(), strategy="direct")
+
+    with sessions() as session:
+        query = session.get_one(QueryRow, query_id)
+        assert (query.state, query.because) == (QueryState.BUDGET_STOPPED, "query limit reached")
+
+
 def test_an_engine_that_is_away_is_waited_for_and_costs_nothing(sessions: sessionmaker[Session]) -> None:
     query_id = query_of(sessions)
 
