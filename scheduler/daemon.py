@@ -186,7 +186,8 @@ class Daemon:
         """Plan and fund one window."""
         settings, now = self.services.settings, self.services.clock()
         with looking(self.services.sessions) as session:
-            ready = probes.is_ready(now) if self.prober is not None and self.prober.is_answering else true()
+            is_awaited = self.prober is not None and self.prober.is_answering
+            ready = probes.is_ready(now, settings.probe_patience_s) if is_awaited else true()
             short = shortage.still_short(session, self._short)
             rows = choose_window(session, self.rotation, settings, now, and_(ready, shortage.is_not_short(short)))
             drafts = draft_plans(session, rows, self.predictor, settings, now) if rows else []

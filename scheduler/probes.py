@@ -19,8 +19,6 @@ from scheduler.waiting import WANTED_FIRST, waiting_groups, waits_in
 
 AHEAD = 1024
 """Queries that are probed before their turn comes, of all tenants: what is wanted later may yet be called off."""
-PATIENCE = timedelta(seconds=2)
-"""How long a query waits for its probe, from when it was taken in."""
 KEPT = 50_000
 """Probes of settled queries that are kept: more than predictors are taught by."""
 PROBE_TYPE = "<f4"
@@ -115,11 +113,12 @@ def probes_of(session: Session, query_ids: Collection[int]) -> dict[int, Probe]:
     return {row.query_id: Probe(view=row.view, vector=row.vector) for row in rows}
 
 
-def is_ready(now: datetime) -> ColumnElement[bool]:
-    """Whether a query has been probed, has waited for it long enough, or has a client that waits for its answer."""
+def is_ready(now: datetime, patience_s: float) -> ColumnElement[bool]:
+    """Whether a query has been probed, was taken in so long ago, or has a client that waits for its answer."""
     probed = select(ProbeRow.query_id).where(ProbeRow.query_id == QueryRow.id).correlate(QueryRow).scalar_subquery()
     interactive = select(Batch.interactive).where(Batch.id == QueryRow.batch_id).correlate(QueryRow).scalar_subquery()
-    return or_(QueryRow.created_at <= now - PATIENCE, probed.is_not(None), interactive)
+    since = now - timedelta(seconds=patience_s)
+    return or_(QueryRow.created_at <= since, probed.is_not(None), interactive)
 
 
 def forget(session: Session) -> int:

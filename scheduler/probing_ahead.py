@@ -22,7 +22,7 @@ from scheduler.types import AlertKind
 from scheduler.wiring import Services
 
 LOOK_S = 0.5
-"""How often it is looked whether queries wait without a probe: a quarter of the time that they wait for it."""
+"""How often it is looked whether queries wait without a probe: a quarter of the time that they wait by default."""
 AWAY_S = 5.0
 """How long a server is left alone that does not answer."""
 AT_ONCE = 16

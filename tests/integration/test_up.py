@@ -203,6 +203,7 @@ def test_a_batch_survives_kill_9_of_each_part_in_turn(up: Up) -> None:
 
 @pytest.mark.vllm
 def test_a_real_small_model_reads_every_prompt_before_it_is_planned(up: Up) -> None:
+    up.environment["ALLOTD_PROBE_PATIENCE_S"] = str(WAIT_S)
     up.start("--probe", str(fetch_smollm()), "--eager")
     log = up.data / "logs" / "daemon.log"
     assert wait_until(lambda: "probe_answers" in log.read_text(), WAIT_S)

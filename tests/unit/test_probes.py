@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import pytest
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session, sessionmaker
 
-from models.tables import Alert, Batch, ProbeRow, Tenant
+from models.tables import Alert, Batch, ProbeRow, QueryRow, Tenant
 from scheduler import probes, probing_ahead
 from scheduler.core.fairness import DeficitRoundRobin
+from scheduler.daemon import Daemon
+from scheduler.dispatch import make_celery
 from scheduler.drafts import draft_plans
 from scheduler.errors import EngineUnavailable
 from scheduler.planning import choose_window
@@ -33,6 +36,7 @@ from tests.factories import MODEL, NOW, add_batch, add_query, add_tenant, add_wo
 
 SETTINGS = Settings(window_size=16)
 VIEW = "small-layer2"
+PATIENCE_S = 2.0
 ACME = "tenant_acme", MODEL
 
 
@@ -231,11 +235,11 @@ def test_new_queries_wait_for_their_probe_and_no_longer_than_a_moment(factory: s
     with queue(factory) as (session, batch):
         add_worker(session)
         old = add_query(session, batch)
-        old.created_at = NOW - probes.PATIENCE
+        old.created_at = NOW - timedelta(seconds=PATIENCE_S)
         probed, fresh = add_query(session, batch), add_query(session, batch)
         probes.keep(session, VIEW, {probed.id: [1.0]})
 
-        assert window(session, probes.is_ready(NOW)) == [old.id, probed.id]
+        assert window(session, probes.is_ready(NOW, PATIENCE_S)) == [old.id, probed.id]
         assert window(session, None) == [old.id, probed.id, fresh.id]
 
 
@@ -247,11 +251,11 @@ def test_who_waits_for_its_probe_keeps_no_place_from_others(factory: sessionmake
     with queue(factory) as (session, batch):
         add_worker(session)
         old = add_query(session, batch)
-        old.created_at = NOW - probes.PATIENCE
+        old.created_at = NOW - timedelta(seconds=PATIENCE_S)
         for _ in range(3):
             add_query(session, batch, priority=9)
 
-        assert window(session, probes.is_ready(NOW), Settings(window_size=1)) == [old.id]
+        assert window(session, probes.is_ready(NOW, PATIENCE_S), Settings(window_size=1)) == [old.id]
 
 
 def test_a_query_whose_client_waits_does_not_wait_for_its_probe(factory: sessionmaker[Session]) -> None:
@@ -260,7 +264,24 @@ def test_a_query_whose_client_waits_does_not_wait_for_its_probe(factory: session
         batch.interactive = True
         query = add_query(session, batch)
 
-        assert window(session, probes.is_ready(NOW)) == [query.id]
+        assert window(session, probes.is_ready(NOW, PATIENCE_S)) == [query.id]
+
+
+@pytest.mark.parametrize(("patience_s", "state"), [(0.0, QueryState.PLANNED), (60.0, QueryState.QUEUED)])
+def test_the_daemon_waits_for_a_probe_as_long_as_it_is_told(
+    factory: sessionmaker[Session], prober: Prober, patience_s: float, state: QueryState
+) -> None:
+    settings = SETTINGS.model_copy(update={"probe_patience_s": patience_s})
+    services = Services(settings=settings, sessions=factory, clock=lambda: NOW)
+    prober.advance()  # the server answers
+    with queue(factory) as (session, batch):
+        add_worker(session)
+        query = add_query(session, batch)
+
+    Daemon(services=services, celery=make_celery("memory://"), prober=prober).plan()
+
+    with factory() as session:
+        assert session.get_one(QueryRow, query.id).state == state
 
 
 def test_only_a_server_that_answers_is_waited_for(prober: Prober, server: ProbeServer) -> None:
