@@ -112,9 +112,9 @@ class Champion:
 
 def record(session: Session, finding: Finding, now: datetime) -> None:
     """Write down whether the champion can be used, and alert people where it cannot."""
-    session.execute(
-        update(PredictorRow).where(PredictorRow.version == finding.version).values(unusable_because=finding.problem)
-    )
+    mine = PredictorRow.version == finding.version
+    known = session.scalar(select(PredictorRow.unusable_because).where(mine))
+    session.execute(update(PredictorRow).where(mine).values(unusable_because=finding.problem))
     if finding.problem is not None:
         raise_alert(
             session,
@@ -123,6 +123,7 @@ def record(session: Session, finding: Finding, now: datetime) -> None:
             message=f"The predictor {finding.version} cannot be used, so plans are made with plain priors. "
             f"{finding.problem} Put its file back, or run `allotd predictor rollback` or `allotd predictor train`.",
             now=now,
+            period=now.isoformat() if finding.problem != known else None,  # else a reminder, once a day
         )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,31 @@ def test_a_corrupted_file_leaves_a_running_daemon_on_plain_priors_with_an_alert(
 
     assert planned_by(daemon, sessions) == "v1"
     assert usable(daemon.services) == {"v1": 1.0}
+
+
+def test_each_new_trouble_with_the_file_is_told_even_on_one_day(
+    sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    moments = (NOW + timedelta(milliseconds=number) for number in itertools.count())
+    services = Services(settings=Settings(explore_share=0.0), sessions=sessions, clock=lambda: next(moments))
+    daemon = Daemon(services=services, celery=make_celery("memory://"))
+    with sessions.begin() as session:
+        add_worker(session, capacity=64)
+    path = promote(sessions, tmp_path, "v1", examples("sums", 90, 10))
+    sound = path.read_bytes()
+    assert planned_by(daemon, sessions) == "v1"
+
+    path.unlink()
+    assert [planned_by(daemon, sessions) for _ in range(2)] == [PLAIN, PLAIN]
+    path.write_bytes(sound)
+    assert planned_by(daemon, sessions) == "v1"
+    path.write_bytes(b"?" + sound[1:])
+    assert [planned_by(daemon, sessions) for _ in range(2)] == [PLAIN, PLAIN]
+
+    with sessions() as session:
+        gone, changed = session.scalars(select(Alert.message).order_by(Alert.created_at))
+    assert "has changed" not in gone
+    assert "has changed" in changed
 
 
 def test_a_missing_file_is_told_once_and_a_new_champion_is_taken_up_without_a_restart(
