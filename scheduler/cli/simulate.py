@@ -78,15 +78,22 @@ def _mention_unused(
     budgets: Sequence[str] | None,
 ) -> None:
     """Say what was given and does not count."""
-    from scheduler.simulation.simulate import Kind, kind_of  # noqa: PLC0415 (slow to import)
+    from scheduler.core.policies.base import Mode  # noqa: PLC0415 (slow to import)
+    from scheduler.simulation.simulate import Kind, kind_of  # noqa: PLC0415
 
     lines = [line.probe is None for line in (*taught, *replayed)]
     if 0 < (without := sum(lines)) < len(lines):
         complain(f"{without} of {len(lines)} lines have no probe, so none is read; `allotd probe POOL` adds them.")
+    if found.mode is Mode.VOTE and (mute := sum(_is_mute(line) for line in replayed)):
+        complain(f"{mute} of {len(replayed)} lines have no recorded answers, so no vote on them is right.")
     if missing := [name for name in policies or () if name not in found.frontiers]:
         complain(f"There is no setting of {', '.join(missing)} at these budgets, which are no whole samples.")
     if budgets and (kind := kind_of(replayed)) is not Kind.SAMPLES:
         complain(f"Budgets are numbers of samples; pools of {kind} have settings of their own, which are replayed.")
+
+
+def _is_mute(line: PoolLine) -> bool:
+    return all(sample.answer is None for sample in line.samples)
 
 
 def print_simulation(found: Simulation) -> None:

@@ -68,6 +68,17 @@ def test_what_is_given_and_does_not_count_is_mentioned(allotd: Allotd, tmp_path:
     assert "need training pools" in more.err
 
 
+def test_votes_on_queries_without_answers_are_mentioned(allotd: Allotd, tmp_path: Path) -> None:
+    lines = [pool_line("a", judged("10")), pool_line("b", [{"correct": 1, "tokens": 100}])]
+    pool = str(write_pool(tmp_path / "pool.jsonl", lines))
+
+    told = allotd("simulate", "--test", pool, "--mode", "vote")
+
+    assert told.code == 0
+    assert "1 of 2 lines have no recorded answers, so no vote on them is right" in told.err
+    assert "no vote" not in allotd("simulate", "--test", pool).err
+
+
 @pytest.mark.parametrize(
     ("option", "complaint"),
     [
