@@ -12,9 +12,11 @@ from pathlib import Path
 from subprocess import DEVNULL, Popen
 
 import pytest
+from httpx import Client
 from openai import OpenAI
 
-from tests.acceptance.conftest import CALM, running
+from scheduler.processes import wait_until
+from tests.acceptance.conftest import CALM, READY_TIMEOUT_S, running
 from tests.acceptance.test_openai_client import ask, content, counts, submit, wait_for
 from tests.llm import LlmServer
 from tests.services import Valkey, free_port
@@ -36,6 +38,10 @@ def fake_server(**options: object) -> Iterator[str]:
         process.wait()
 
 
+def known_models(admin: Client) -> list[str]:
+    return [model["id"] for model in admin.get("/v1/models").json()["data"]]
+
+
 @pytest.mark.parametrize("kind", ["fake", pytest.param("vllm", marks=pytest.mark.vllm)])
 def test_what_the_cheap_model_fails_at_is_asked_of_the_other(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, valkey: Valkey
@@ -53,6 +59,7 @@ def test_what_the_cheap_model_fails_at_is_asked_of_the_other(
             with stack.admin() as admin:
                 price = {"model": CHEAP, "prompt_usd_per_mtok": "0.002", "completion_usd_per_mtok": "0.01"}
                 admin.post("/v1/prices", json=price).raise_for_status()
+                assert wait_until(lambda: CHEAP in known_models(admin), READY_TIMEOUT_S), "its server is up late"
             tenant = stack.new_tenant()
             client: OpenAI = stack.client(tenant["key"]["key"])
 
