@@ -38,14 +38,15 @@ def save(directory: Path, version: str, content: Mapping[str, Any]) -> tuple[Pat
     return path, hashlib.sha256(packed).hexdigest()
 
 
+def check(path: Path, sha256: str) -> None:
+    """Raises PredictorUnusable where a file is missing or changed. Who does not see its folder cannot know: nothing."""
+    if path.parent.is_dir():
+        _read(path, sha256)
+
+
 def load(path: Path, sha256: str) -> Predictor:
     """The predictor in a file. Raises PredictorUnusable where it is missing, changed, or not what we write."""
-    packed = _read(path)
-    found = hashlib.sha256(packed).hexdigest()
-    if found != sha256:
-        raise PredictorUnusable(
-            f"The file {path.name} has changed: its SHA-256 is {found[:12]}..., {sha256[:12]}... was recorded."
-        )
+    packed = _read(path, sha256)
     from skops.io import get_untrusted_types, loads  # noqa: PLC0415 (as above)
 
     from scheduler.learners import restore  # noqa: PLC0415 (as above)
@@ -62,8 +63,14 @@ def load(path: Path, sha256: str) -> Predictor:
         raise PredictorUnusable(f"The file {path.name} cannot be read: {type(error).__name__}: {error}.") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, sha256: str) -> bytes:
     try:
-        return path.read_bytes()
+        packed = path.read_bytes()
     except OSError as error:
         raise PredictorUnusable(f"The file {path} cannot be read: {error.strerror}.") from error
+    found = hashlib.sha256(packed).hexdigest()
+    if found != sha256:
+        raise PredictorUnusable(
+            f"The file {path.name} has changed: its SHA-256 is {found[:12]}..., {sha256[:12]}... was recorded."
+        )
+    return packed

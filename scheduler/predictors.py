@@ -6,6 +6,7 @@ import json
 import secrets
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from models.tables import PredictorRow
+from scheduler import predictor_files
 from scheduler.errors import Conflict, NotFound
+from scheduler.predictor_files import PredictorUnusable
 from scheduler.states import PredictorState
 from scheduler.types import Lessons
 
@@ -108,13 +111,15 @@ def conclude(
 
 
 def promote(session: Session, version: str, now: datetime) -> PredictorRow:
-    """Put a predictor in use, whatever it was judged. Raises NotFound, or Conflict where it has no file."""
+    """Put a predictor in use, whatever it was judged. Raises NotFound, or Conflict where its file cannot be used."""
     rows = _locked(session, *PredictorState)
     row = find_predictor(session, version)
     if row.state == PredictorState.CHAMPION:
         raise Conflict(f"The predictor '{version}' is in use already.", param="version")
     if row.path is None:
         raise Conflict(f"The predictor '{version}' has no file: {row.because}", param="version")
+    if (problem := _problem(row)) is not None:
+        raise Conflict(f"The predictor '{version}' cannot be used. {problem} Put its file back.", param="version")
     _enthrone(rows, row, now)
     row.promoted_at = now
     row.because = "promoted by an operator"
@@ -125,22 +130,34 @@ def promote(session: Session, version: str, now: datetime) -> PredictorRow:
 def roll_back(session: Session, now: datetime) -> PredictorRow | None:
     """Put the one in use that was promoted before the present one; None where there was none: plain priors then.
 
-    Raises Conflict where none is in use.
+    One whose file is gone or changed is passed over. Raises Conflict where none is in use.
     """
     rows = _locked(session, *PredictorState)
     present = next((row for row in rows if row.state == PredictorState.CHAMPION), None)
     if present is None:
         raise Conflict("No predictor is in use, so there is nothing to roll back; plans are made with plain priors.")
     earlier = [row for row in rows if row.path and row.promoted_at and row.promoted_at < _promoted_at(present)]
+    earlier.sort(key=_promoted_at, reverse=True)
+    broken = list(takewhile(_problem, earlier))
     present.state, present.retired_at = PredictorState.RETIRED, now
-    if not earlier:
+    if len(broken) == len(earlier):
         session.flush()
         return None
-    before = max(earlier, key=_promoted_at)  # it keeps its time of promotion, so the next rollback goes further back
+    before = earlier[len(broken)]  # it keeps its time of promotion, so the next rollback goes further back
     _enthrone(rows, before, now)
-    before.because = f"rolled back to from {present.version}"
+    past = f", past {', '.join(row.version for row in broken)}, whose files are gone or changed" if broken else ""
+    before.because = f"rolled back to from {present.version}{past}"[:REASON_MAX]
     session.flush()
     return before
+
+
+def _problem(row: PredictorRow) -> str | None:
+    """What is wrong with a predictor's file, as far as it can be seen from here."""
+    try:
+        predictor_files.check(Path(row.path or ""), row.sha256 or "")
+    except PredictorUnusable as unusable:
+        return unusable.message
+    return None
 
 
 def _promoted_at(row: PredictorRow) -> datetime:

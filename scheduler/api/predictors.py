@@ -15,6 +15,7 @@ from scheduler.api.security import Admin
 from scheduler.api.sessions import Now, Reading, Writing
 from scheduler.api.shapes import Page, Reply, epoch, epoch_or_none
 from scheduler.priors import PLAIN
+from scheduler.states import PredictorState
 
 router = APIRouter(prefix="/v1/predictors", tags=["predictors"], route_class=StrictRoute)
 
@@ -81,13 +82,15 @@ def promote(version: Version, _caller: Admin, session: Writing, now: Now) -> Pre
 
 
 def _reply(row: PredictorRow) -> PredictorReply:
+    # The daemon looks at the champion's file only: what it once found of others need not be so any more.
+    unusable_because = row.unusable_because if row.state == PredictorState.CHAMPION else None
     return PredictorReply.model_validate(
         {
             "version": row.version,
             "state": row.state,
             "because": row.because,
-            "usable": row.path is not None and row.unusable_because is None,
-            "unusable_because": row.unusable_because,
+            "usable": row.path is not None and unusable_because is None,
+            "unusable_because": unusable_because,
             "sha256": row.sha256,
             "card": json.loads(row.card_json),
             "created_at": epoch(row.created_at),

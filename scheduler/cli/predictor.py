@@ -97,11 +97,12 @@ def rollback(as_json: AsJson = False) -> None:
     with connect() as api:
         rolled = api.post("/v1/predictors/rollback", {})
     what = rolled["version"] if rolled["predictor"] else "plain priors"
-    show(rolled, as_json, lambda: say(f"Plans are made with {what} from now on."))
+    because = f" It was {rolled['predictor']['because']}." if rolled["predictor"] else ""
+    show(rolled, as_json, lambda: say(f"Plans are made with {what} from now on.{because}"))
 
 
 def _tell(predictor: Mapping[str, Any]) -> None:
-    say(f"{predictor['version']}: {STATES[predictor['state']]}, because {predictor['because']}.")
+    say(f"{predictor['version']}: {_state(predictor)}, because {predictor['because']}.")
     if predictor["unusable_because"]:
         say(f"It cannot be used, so plans are made with plain priors. {predictor['unusable_because']}")
     card = predictor["card"]
@@ -119,12 +120,16 @@ def _tell(predictor: Mapping[str, Any]) -> None:
     print_table(("predicted", "right", "samples"), rows, right="predicted  right  samples", empty="")
 
 
+def _state(predictor: Mapping[str, Any]) -> str:
+    return STATES[predictor["state"]] if not predictor["unusable_because"] else "promoted, but unusable"
+
+
 def _row(predictor: Mapping[str, Any]) -> tuple[object, ...]:
     card = predictor["card"]
     losses = (card.get(f"log_loss_per_sample{which}") for which in ("", "_before"))
     return (
         predictor["version"],
-        STATES[predictor["state"]] if not predictor["unusable_because"] else "unusable",
+        _state(predictor),
         moment(predictor["created_at"]),
         moment(predictor["promoted_at"]),
         *(None if loss is None else f"{loss:.3f}" for loss in losses),

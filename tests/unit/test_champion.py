@@ -18,6 +18,7 @@ from scheduler import ledger, predictor_files, predictors
 from scheduler.champion import Champion
 from scheduler.daemon import Daemon
 from scheduler.dispatch import make_celery
+from scheduler.errors import Conflict
 from scheduler.learning import Drawn, Example, GroupLearner
 from scheduler.ledger import Reservation, WaveRequest
 from scheduler.metrics import DatabaseCollector
@@ -167,15 +168,51 @@ def test_a_predictor_whose_file_is_gone_is_not_called_usable_after_another_was_i
     with sessions.begin() as session:
         add_worker(session, capacity=64)
     promote(sessions, tmp_path, "v1", examples("sums", 90, 10))
-    promote(sessions, tmp_path, "v2", examples("sums", 10, 90)).unlink()
+    path = promote(sessions, tmp_path, "v2", examples("sums", 10, 90))
+    sound = path.read_bytes()
+    path.unlink()
     assert planned_by(daemon, sessions) == PLAIN
 
+    path.write_bytes(sound)
     for version in ("v1", "v2"):
         with sessions.begin() as session:
             predictors.promote(session, version, NOW)
+    path.unlink()
 
     assert planned_by(daemon, sessions) == PLAIN
     assert usable(daemon.services) == {"v2": 0.0}
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_what_cannot_be_used_is_not_promoted_and_passed_over_by_a_rollback(
+    sessions: sessionmaker[Session], tmp_path: Path, is_gone: bool
+) -> None:
+    versions = ("v1", "v2", "v3")
+    paths = {version: promote(sessions, tmp_path, version, examples("sums", 90, 10)) for version in versions}
+    with sessions.begin() as session:
+        for hours, version in enumerate(versions):
+            session.get_one(PredictorRow, version).promoted_at = NOW + timedelta(hours=hours)
+    if is_gone:
+        paths["v2"].unlink()
+    else:
+        paths["v2"].write_bytes(b"?")
+
+    with sessions.begin() as session:
+        with pytest.raises(Conflict, match=r"'v2' cannot be used.* Put its file back"):
+            predictors.promote(session, "v2", NOW)
+        assert session.get_one(PredictorRow, "v3").state == PredictorState.CHAMPION
+        row = predictors.roll_back(session, NOW)
+        assert row is not None
+        assert (row.version, row.because) == (
+            "v1", "rolled back to from v3, past v2, whose files are gone or changed",
+        )  # fmt: skip
+
+
+def test_who_does_not_see_the_folder_leaves_the_file_to_the_daemon(tmp_path: Path) -> None:
+    predictor_files.check(tmp_path / "elsewhere" / "v1.skops", "0" * 64)
+
+    with pytest.raises(predictor_files.PredictorUnusable, match="No such file"):
+        predictor_files.check(tmp_path / "v1.skops", "0" * 64)
 
 
 def test_a_file_with_a_matching_digest_but_strange_contents_is_refused(tmp_path: Path) -> None:
