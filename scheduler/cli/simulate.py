@@ -13,6 +13,7 @@ from scheduler.cli.output import AsJson, complain, print_json, print_table, say
 from scheduler.errors import InvalidRequest
 
 if TYPE_CHECKING:
+    from scheduler.simulation.frontiers import Point
     from scheduler.simulation.pools import PoolLine
     from scheduler.simulation.simulate import Simulation
 
@@ -88,12 +89,23 @@ def _mention_unused(
         complain(f"{mute} of {len(replayed)} lines have no recorded answers, so no vote on them is right.")
     if missing := [name for name in policies or () if name not in found.frontiers]:
         complain(f"There is no setting of {', '.join(missing)} at these budgets, which are no whole samples.")
-    if budgets and (kind := kind_of(replayed)) is not Kind.SAMPLES:
+    if not budgets:
+        return
+    if (kind := kind_of(replayed)) is not Kind.SAMPLES:
         complain(f"Budgets are numbers of samples; pools of {kind} have settings of their own, which are replayed.")
+    elif own := [name for name, curve in found.frontiers.items() if _has_own_settings(curve, budgets)]:
+        complain(f"These have settings of their own instead of budgets: {', '.join(own)}.")
+    if not taught and (priced := [name for name in ("allotd", "damani") if name in found.frontiers]):
+        complain(f"Without --train plain priors set the budgets of {' and '.join(priced)}, and may miss them by far.")
 
 
 def _is_mute(line: PoolLine) -> bool:
     return all(sample.answer is None for sample in line.samples)
+
+
+def _has_own_settings(curve: Sequence[Point], budgets: Sequence[str]) -> bool:
+    asked = {f"{budget:g}" for budget in _numbers(_parts(budgets)) or ()}
+    return any(point.label not in asked for point in curve)
 
 
 def print_simulation(found: Simulation) -> None:

@@ -10,14 +10,18 @@ from scheduler.simulation.simulate import FLAGSHIP, Simulation
 
 OURS, BASELINE, BOUNDS = "#c2410c", "#111827", "#9ca3af"
 PEERS = ("#2563eb", "#059669", "#7c3aed", "#db2777", "#0891b2", "#ca8a04", "#65a30d", "#4f46e5", "#be123c", "#0d9488")
+UNDATED: dict[str, dict[str, None]] = {"svg": {"Date": None}, "png": {}, "pdf": {"CreationDate": None}}
+"""The formats of a picture, and what keeps the day out of them."""
 BASELINES, UNATTAINABLE = ("uniform",), ("oracle", "hindsight")
 
 
 def plot(found: Simulation, out: Path, title: str | None = None) -> None:
-    """Write an SVG, the same bytes for the same figures. Raises InvalidRequest without matplotlib."""
+    """Write a PNG or PDF where the name says so, else an SVG; the same bytes for the same figures.
+
+    Raises InvalidRequest without matplotlib.
+    """
     try:
         import matplotlib as mpl  # noqa: PLC0415 (an extra, and slow)
-        from matplotlib.backends.backend_svg import FigureCanvasSVG  # noqa: PLC0415
         from matplotlib.figure import Figure  # noqa: PLC0415
     except ImportError:
         raise InvalidRequest("Plots need matplotlib; install allotd[plots].") from None
@@ -45,8 +49,9 @@ def plot(found: Simulation, out: Path, title: str | None = None) -> None:
         axes.set_title(title or f"{found.queries} queries, {found.mode} mode", loc="left")
         axes.grid(alpha=0.2)
         axes.legend(frameon=False, ncols=2, fontsize=8)
-        FigureCanvasSVG(figure)
-        figure.savefig(out, format="svg", metadata={"Date": None})
+        kind = out.suffix.lower().removeprefix(".")
+        kind = kind if kind in UNDATED else "svg"
+        figure.savefig(out, format=kind, metadata=UNDATED[kind])
 
 
 def _look(name: str) -> tuple[str | None, float, str]:

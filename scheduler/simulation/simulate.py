@@ -12,7 +12,7 @@ import numpy as np
 
 from models.learned.predictor import DifficultyPredictor
 from scheduler.core.beliefs import Beliefs
-from scheduler.core.policies import POLICIES
+from scheduler.core.policies import POLICIES, WITH_HISTORY
 from scheduler.core.policies.base import History, Mode, Policy, Setting, Workload
 from scheduler.core.policies.oracle import Hindsight, Oracle
 from scheduler.errors import InvalidRequest
@@ -119,6 +119,9 @@ def simulate(
     workload = known_before(learned, taught, drawn)
     known = {**POLICIES, **all_knowing(drawn)}
     chosen = _chosen({name: policy.modes for name, policy in known.items()}, policies, mode)
+    if not train and (untaught := WITH_HISTORY.intersection(policies or ())):
+        names = ", ".join(sorted(untaught))
+        raise InvalidRequest(f"These measure on earlier queries what budgets bring: {names}. Name pools with --train.")
     asked = sorted(budgets or default_budgets(int(workload.samples_max.max())))
     curves = {
         name: frontier([(s.label, replay(drawn, s.rule, weighs_votes=s.weighs_votes)) for s in found])

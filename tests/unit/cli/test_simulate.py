@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,15 @@ def test_frontiers_are_printed_and_drawn(allotd: Allotd, pool: Path, tmp_path: P
     assert picture.read_text().startswith("<?xml")
 
 
+@pytest.mark.parametrize(("name", "magic"), [("a.png", b"\x89PNG"), ("a.PDF", b"%PDF"), ("a", b"<?xml")])
+def test_a_picture_is_of_the_kind_that_its_name_says(
+    allotd: Allotd, pool: Path, tmp_path: Path, name: str, magic: bytes
+) -> None:
+    allotd("simulate", "--test", str(pool), "--draws", "1", "--policies", "uniform", "--plot", str(tmp_path / name))
+
+    assert (tmp_path / name).read_bytes().startswith(magic)
+
+
 def test_what_is_given_and_does_not_count_is_mentioned(allotd: Allotd, tmp_path: Path) -> None:
     probe = {"vector": [0.5], "logprob_mean": -1, "logprob_std": 1, "logprob_min": -2, "tokens": 3}
     lines = [pool_line("a", judged("10"), probe=probe), pool_line("b", judged("01"))]
@@ -65,7 +75,25 @@ def test_what_is_given_and_does_not_count_is_mentioned(allotd: Allotd, tmp_path:
 
     assert "1 of 2 lines have no probe, so none is read" in told.err
     assert "There is no setting of uniform at these budgets" in told.err
+    assert "Without --train plain priors set the budgets of damani, and may miss them by far" in told.err
+    assert "settings of their own" not in told.err
     assert "need training pools" in more.err
+
+
+def test_policies_that_know_no_budgets_are_mentioned(allotd: Allotd, pool: Path) -> None:
+    told = allotd(
+        "simulate", "--test", str(pool), "--mode", "vote", "--budgets", "2", "--policies", "uniform,asc,oracle"
+    )
+
+    assert "These have settings of their own instead of budgets: asc." in told.err
+
+
+def test_samples_of_no_tokens_are_replayed_without_a_warning(allotd: Allotd, tmp_path: Path) -> None:
+    pool = write_pool(tmp_path / "pool.jsonl", [pool_line("a", judged("10", tokens=0))])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert allotd("simulate", "--test", str(pool), "--draws", "2").code == 0
 
 
 def test_votes_on_queries_without_answers_are_mentioned(allotd: Allotd, tmp_path: Path) -> None:
@@ -86,6 +114,7 @@ def test_votes_on_queries_without_answers_are_mentioned(allotd: Allotd, tmp_path
         (("--budgets", "0"), "more than 0 samples"),
         (("--policies", "best"), "There is no policy 'best'"),
         (("--policies", ","), "No policy is named; there are uniform"),
+        (("--policies", "snell,uniform,lagrangian"), "what budgets bring: lagrangian, snell. Name pools with --train"),
         (("--plot", "no/folder/x.svg"), "in a folder that is there"),
         (("--mode", "vote", "--policies", "stop"), "knows no vote mode"),
         (("--train", "missing.jsonl"), "There is no pool missing.jsonl"),
