@@ -133,7 +133,7 @@ def _stamp(path: str | None) -> tuple[int, ...]:
         stat = Path(path or "").stat()
     except OSError:
         return ()
-    return stat.st_mtime_ns, stat.st_size, stat.st_ino
+    return stat.st_mtime_ns, stat.st_ctime_ns, stat.st_size, stat.st_ino
 
 
 _CHAMPION = select(PredictorRow.version, PredictorRow.path, PredictorRow.sha256).where(

@@ -46,7 +46,16 @@ def set_(
         raise InvalidRequest("--soft and --no-soft exclude each other; leave one of them out.")
     with connect() as api:
         cap = api.post("/v1/caps", wanted, cleared=("soft",) if no_soft else ())
-    show(cap, as_json, lambda: print_caps([cap]))
+    show(cap, as_json, lambda: _print_set(cap))
+
+
+def _print_set(cap: Mapping[str, Any]) -> None:
+    print_caps([cap])
+    if cap["left_nanousd"] < 0:
+        say(
+            f"It is {usd(-cap['left_nanousd'])} USD below what is spent and held. Nothing new starts under it; "
+            f"what runs may still spend the {usd(cap['held_nanousd'])} USD that are held for it."
+        )
 
 
 @app.command("list")

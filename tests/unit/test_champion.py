@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
@@ -144,6 +145,21 @@ def test_each_new_trouble_with_the_file_is_told_even_on_one_day(
         gone, changed = session.scalars(select(Alert.message).order_by(Alert.created_at))
     assert "has changed" not in gone
     assert "has changed" in changed
+
+
+def test_a_change_that_keeps_size_and_time_is_noticed(
+    daemon: Daemon, sessions: sessionmaker[Session], tmp_path: Path
+) -> None:
+    with sessions.begin() as session:
+        add_worker(session, capacity=64)
+    path = promote(sessions, tmp_path, "v1", examples("sums", 90, 10))
+    assert planned_by(daemon, sessions) == "v1"
+    stat, sound = path.stat(), path.read_bytes()
+
+    path.write_bytes(b"?" + sound[1:])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+    assert planned_by(daemon, sessions) == PLAIN
 
 
 def test_a_missing_file_is_told_once_and_a_new_champion_is_taken_up_without_a_restart(

@@ -183,6 +183,20 @@ def test_a_cap_shows_when_it_turns_on_its_tenants_clock_and_what_it_left_when_it
     assert "cap_reached" in allotd("alert", "list").out
 
 
+def test_a_cap_set_below_what_is_spent_and_held_says_what_may_still_be_spent(priced: Server, allotd: Allotd) -> None:
+    made = allotd("cap", "set", "acme", "5", "--per", "day", "--json").json
+    with priced.sessions.begin() as session:
+        period = session.scalars(select(CapPeriod).where(CapPeriod.cap_id == made["id"])).one()
+        period.spent_nanousd, period.held_nanousd = 2_000_000_000, 500_000_000
+
+    lowered = allotd("cap", "set", "acme", "2.25", "--per", "day")
+
+    assert lowered.code == 0
+    assert "0.25 USD below what is spent and held" in lowered.out
+    assert "may still spend the 0.50 USD" in lowered.out
+    assert "below" not in allotd("cap", "set", "acme", "2.5", "--per", "day").out
+
+
 def test_a_webhook_is_added_with_its_secret_listed_without_and_removed(server: Server, allotd: Allotd) -> None:
     added = allotd("webhook", "add", "https://8.8.8.8/hook", "--kind", "cap_soft")
 
