@@ -111,15 +111,13 @@ def conclude(
 
 
 def promote(session: Session, version: str, now: datetime) -> PredictorRow:
-    """Put a predictor in use, whatever it was judged. Raises NotFound, or Conflict where its file cannot be used."""
+    """Put a predictor in use, whatever it was judged. Raises NotFound, or Conflict where it has no file."""
     rows = _locked(session, *PredictorState)
     row = find_predictor(session, version)
     if row.state == PredictorState.CHAMPION:
         raise Conflict(f"The predictor '{version}' is in use already.", param="version")
     if row.path is None:
         raise Conflict(f"The predictor '{version}' has no file: {row.because}", param="version")
-    if (problem := _problem(row)) is not None:
-        raise Conflict(f"The predictor '{version}' cannot be used. {problem} Put its file back.", param="version")
     _enthrone(rows, row, now)
     row.promoted_at = now
     row.because = "promoted by an operator"
@@ -127,34 +125,51 @@ def promote(session: Session, version: str, now: datetime) -> PredictorRow:
     return row
 
 
-def roll_back(session: Session, now: datetime) -> PredictorRow | None:
-    """Put the one in use that was promoted before the present one; None where there was none: plain priors then.
+def check(row: PredictorRow) -> None:
+    """Raises Conflict where a predictor's file is seen to be gone or changed. Reads it: for outside a transaction."""
+    if (problem := _problem(row)) is not None:
+        raise Conflict(f"The predictor '{row.version}' cannot be used. {problem} Put its file back.", param="version")
 
-    One whose file is gone or changed is passed over. Raises Conflict where none is in use.
+
+def unusable_before(rows: Sequence[PredictorRow]) -> list[str]:
+    """The versions that a rollback has to pass over, newest first: their files are seen to be gone or changed.
+
+    Reads the files of those, and of the one that it comes to: for outside a transaction.
+    """
+    present = next((row for row in rows if row.state == PredictorState.CHAMPION), None)
+    return [row.version for row in takewhile(_problem, _before(rows, present))] if present is not None else []
+
+
+def roll_back(session: Session, now: datetime, past: Collection[str] = ()) -> PredictorRow | None:
+    """Put the one in use that was promoted before the present one, and before those it is to go `past`.
+
+    None where there was none: plain priors then. Raises Conflict where none is in use.
     """
     rows = _locked(session, *PredictorState)
     present = next((row for row in rows if row.state == PredictorState.CHAMPION), None)
     if present is None:
         raise Conflict("No predictor is in use, so there is nothing to roll back; plans are made with plain priors.")
-    earlier = [row for row in rows if row.path and row.promoted_at and row.promoted_at < _promoted_at(present)]
-    earlier.sort(key=_promoted_at, reverse=True)
-    broken = list(takewhile(_problem, earlier))
+    before = next((row for row in _before(rows, present) if row.version not in past), None)
     present.state, present.retired_at = PredictorState.RETIRED, now
-    if len(broken) == len(earlier):
-        session.flush()
-        return None
-    before = earlier[len(broken)]  # it keeps its time of promotion, so the next rollback goes further back
-    _enthrone(rows, before, now)
-    past = f", past {', '.join(row.version for row in broken)}, whose files are gone or changed" if broken else ""
-    before.because = f"rolled back to from {present.version}{past}"[:REASON_MAX]
+    if before is not None:
+        _enthrone(rows, before, now)  # it keeps its time of promotion, so the next rollback goes further back
+        before.because = f"rolled back to from {present.version}"
     session.flush()
     return before
 
 
+def _before(rows: Sequence[PredictorRow], present: PredictorRow) -> list[PredictorRow]:
+    """What was promoted before the present one and has a file, newest first."""
+    earlier = [row for row in rows if row.path and row.promoted_at and row.promoted_at < _promoted_at(present)]
+    return sorted(earlier, key=_promoted_at, reverse=True)
+
+
 def _problem(row: PredictorRow) -> str | None:
-    """What is wrong with a predictor's file, as far as it can be seen from here."""
+    """What is wrong with a predictor's file, as far as it can be seen from here; None where it has none."""
+    if row.path is None:
+        return None
     try:
-        predictor_files.check(Path(row.path or ""), row.sha256 or "")
+        predictor_files.check(Path(row.path), row.sha256 or "")
     except PredictorUnusable as unusable:
         return unusable.message
     return None

@@ -114,7 +114,7 @@ def probes_of(session: Session, query_ids: Collection[int]) -> dict[int, Probe]:
 
 
 def is_ready(now: datetime, patience_s: float) -> ColumnElement[bool]:
-    """Whether a query has been probed, was taken in so long ago, or has a client that waits for its answer."""
+    """Whether a query has been probed, has waited for it long enough, or has a client that waits for its answer."""
     probed = select(ProbeRow.query_id).where(ProbeRow.query_id == QueryRow.id).correlate(QueryRow).scalar_subquery()
     interactive = select(Batch.interactive).where(Batch.id == QueryRow.batch_id).correlate(QueryRow).scalar_subquery()
     since = now - timedelta(seconds=patience_s)

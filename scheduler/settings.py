@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     engine_timeout_s: float = Field(default=600.0, gt=0)
     verify_every_s: float = Field(default=3600.0, gt=0)
     """How often the daemon looks through the ledger; also when it begins to lead."""
-    probe_patience_s: float = Field(default=2.0, ge=0)
+    probe_patience_s: float = Field(default=2.0, ge=0, le=3600)
     """How long a query waits for a live probe server to read it, from when it was taken in; chats do not wait."""
     attempts_max: int = Field(default=5, ge=1)
     """Attempts that may die under a query before it is called failed: it may be what kills them."""

@@ -12,8 +12,9 @@ from scheduler import predictors
 from scheduler.api.bodies import StrictRoute
 from scheduler.api.errors import documented
 from scheduler.api.security import Admin
-from scheduler.api.sessions import Now, Reading, Writing
+from scheduler.api.sessions import Now, Reading, WithServices, Writing
 from scheduler.api.shapes import Page, Reply, epoch, epoch_or_none
+from scheduler.database import reading
 from scheduler.priors import PLAIN
 from scheduler.states import PredictorState
 
@@ -40,11 +41,15 @@ class PredictorReply(Reply):
 
 
 class RolledBackReply(Reply):
-    """What plans are made with after a rollback: a predictor, or plain priors where `predictor` is null."""
+    """What plans are made with after a rollback: a predictor, or plain priors where `predictor` is null.
+
+    `passed_over` are versions in between whose files are gone or changed.
+    """
 
     object: Literal["rollback"] = "rollback"
     version: str
     predictor: PredictorReply | None
+    passed_over: list[str]
 
 
 @router.post("", responses=documented(409))
@@ -63,10 +68,15 @@ def list_predictors(_caller: Admin, session: Reading) -> Page[PredictorReply]:
 
 
 @router.post("/rollback", responses=documented(409))
-def roll_back(_caller: Admin, session: Writing, now: Now) -> RolledBackReply:
-    """Put in use again what was before the present predictor: an earlier one, or plain priors."""
-    row = predictors.roll_back(session, now)
-    return RolledBackReply(version=row.version if row else PLAIN, predictor=_reply(row) if row else None)
+def roll_back(_caller: Admin, services: WithServices, now: Now) -> RolledBackReply:
+    """Put in use again what was before the present predictor: an earlier one with a sound file, or plain priors."""
+    with reading(services.sessions) as session:
+        rows = predictors.list_predictors(session)
+    past = predictors.unusable_before(rows)
+    with services.sessions.begin() as session:
+        row = predictors.roll_back(session, now, past)
+        predictor = _reply(row) if row else None
+    return RolledBackReply(version=row.version if row else PLAIN, predictor=predictor, passed_over=past)
 
 
 @router.get("/{version}", responses=documented())
@@ -76,9 +86,13 @@ def get_predictor(version: Version, _caller: Admin, session: Reading) -> Predict
 
 
 @router.post("/{version}/promote", responses=documented(409))
-def promote(version: Version, _caller: Admin, session: Writing, now: Now) -> PredictorReply:
+def promote(version: Version, _caller: Admin, services: WithServices, now: Now) -> PredictorReply:
     """Put a predictor in use, whatever it was judged. The daemon follows at its next tick."""
-    return _reply(predictors.promote(session, version, now))
+    with reading(services.sessions) as session:
+        row = predictors.find_predictor(session, version)
+    predictors.check(row)
+    with services.sessions.begin() as session:
+        return _reply(predictors.promote(session, version, now))
 
 
 def _reply(row: PredictorRow) -> PredictorReply:

@@ -97,14 +97,17 @@ def rollback(as_json: AsJson = False) -> None:
     with connect() as api:
         rolled = api.post("/v1/predictors/rollback", {})
     what = rolled["version"] if rolled["predictor"] else "plain priors"
-    because = f" It was {rolled['predictor']['because']}." if rolled["predictor"] else ""
-    show(rolled, as_json, lambda: say(f"Plans are made with {what} from now on.{because}"))
+    past = ", ".join(rolled["passed_over"])
+    passed = f" Passed over, as their files are gone or changed: {past}." if past else ""
+    show(rolled, as_json, lambda: say(f"Plans are made with {what} from now on.{passed}"))
 
 
 def _tell(predictor: Mapping[str, Any]) -> None:
-    say(f"{predictor['version']}: {_state(predictor)}, because {predictor['because']}.")
-    if predictor["unusable_because"]:
-        say(f"It cannot be used, so plans are made with plain priors. {predictor['unusable_because']}")
+    problem = predictor["unusable_because"]
+    state = STATES[predictor["state"]] if not problem else "promoted"
+    say(f"{predictor['version']}: {state}, because {predictor['because']}.")
+    if problem:
+        say(f"It cannot be used, so plans are made with plain priors. {problem}")
     card = predictor["card"]
     if "gain" not in card:
         return
@@ -120,16 +123,12 @@ def _tell(predictor: Mapping[str, Any]) -> None:
     print_table(("predicted", "right", "samples"), rows, right="predicted  right  samples", empty="")
 
 
-def _state(predictor: Mapping[str, Any]) -> str:
-    return STATES[predictor["state"]] if not predictor["unusable_because"] else "promoted, but unusable"
-
-
 def _row(predictor: Mapping[str, Any]) -> tuple[object, ...]:
     card = predictor["card"]
     losses = (card.get(f"log_loss_per_sample{which}") for which in ("", "_before"))
     return (
         predictor["version"],
-        _state(predictor),
+        STATES[predictor["state"]] if not predictor["unusable_because"] else "unusable",
         moment(predictor["created_at"]),
         moment(predictor["promoted_at"]),
         *(None if loss is None else f"{loss:.3f}" for loss in losses),

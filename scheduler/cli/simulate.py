@@ -38,7 +38,9 @@ def simulate(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws, the splits and the intervals.")] = 0,
     draws: Annotated[int, typer.Option(min=1, max=10_000, help="Random orders of the samples.")] = DRAWS,
-    plot: Annotated[Path | None, typer.Option(metavar="OUT.svg", help="Draw the frontiers.")] = None,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="OUT.svg", help="Draw the frontiers; as .png or .pdf, too.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Replay policies on recorded pools: accuracy and cost, and how much less than others they spend for the same."""
@@ -78,7 +80,7 @@ def _mention_unused(
     policies: Sequence[str] | None,
     budgets: Sequence[str] | None,
 ) -> None:
-    """Say what was given and does not count."""
+    """Say what was given and does not count, or not as one may think."""
     from scheduler.core.policies.base import Mode  # noqa: PLC0415 (slow to import)
     from scheduler.simulation.simulate import Kind, kind_of  # noqa: PLC0415
 

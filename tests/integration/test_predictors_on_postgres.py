@@ -59,7 +59,7 @@ def test_of_many_promotions_at_once_one_predictor_is_left_in_use(sessions: sessi
     versions = [f"p{number}" for number in range(6)]
     with sessions.begin() as session:
         for version in versions:
-            path = str(Path("not-seen-from-here", f"{version}.skops"))
+            path = str(Path(f"{version}.skops"))
             row = PredictorRow(
                 version=version, state="kept_out", path=path, card_json="{}", because="so", created_at=NOW
             )

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -282,6 +283,12 @@ def test_the_daemon_waits_for_a_probe_as_long_as_it_is_told(
 
     with factory() as session:
         assert session.get_one(QueryRow, query.id).state == state
+
+
+@pytest.mark.parametrize("patience_s", [-1.0, float("inf"), float("nan"), 1e12])
+def test_a_patience_that_no_clock_could_add_is_refused(patience_s: float) -> None:
+    with pytest.raises(ValidationError, match="probe_patience_s"):
+        Settings(probe_patience_s=patience_s)
 
 
 def test_only_a_server_that_answers_is_waited_for(prober: Prober, server: ProbeServer) -> None:

@@ -60,7 +60,7 @@ class Oracle:
     def settings(self, workload: Workload, budgets: Sequence[float]) -> list[Setting]:
         """One per price at which another query would be left out, or per budget."""
         if workload.mode is Mode.VERIFIER:
-            worth = self.rates / np.maximum(self.tokens_mean, 1.0)
+            worth = self.rates / np.maximum(self.tokens_mean, 1e-12)
             rules = [
                 KnownRates(worth=worth, samples_max=workload.samples_max, price=price)
                 for price in (-1.0, *_spread(np.unique(worth)))

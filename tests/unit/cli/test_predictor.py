@@ -11,7 +11,7 @@ from scheduler.wiring import utc_now
 from tests.unit.cli.conftest import Allotd, Server
 
 
-def conclude(server: Server, version: str, *, is_better: bool) -> None:
+def conclude(server: Server, version: str, *, is_better: bool, directory: Path = Path("not-seen-from-here")) -> None:
     """What the daemon's training process does at its end."""
     card = {
         "train": 140,
@@ -32,7 +32,7 @@ def conclude(server: Server, version: str, *, is_better: bool) -> None:
             because="better: by a little" if is_better else "not surely better: by too little",
             card=card,
             now=utc_now(),
-            file=(Path("not-seen-from-here", f"{version}.skops"), "0" * 64),
+            file=(directory / f"{version}.skops", "0" * 64),
         )
 
 
@@ -62,6 +62,39 @@ def test_a_predictor_is_asked_for_judged_shown_promoted_and_rolled_back(server: 
     assert "in use" in allotd("predictor", "history").out
     assert "plain priors" in allotd("predictor", "rollback").out
     assert allotd("predictor", "show", "--json").json is None
+
+
+def test_what_has_lost_its_file_is_not_promoted_and_a_rollback_says_that_it_was_passed_over(
+    server: Server, allotd: Allotd, tmp_path: Path
+) -> None:
+    lost = allotd("predictor", "train", "--no-wait", "--json").json["version"]
+    assert f"'{lost}' has no file" in allotd("predictor", "promote", lost).err
+    conclude(server, lost, is_better=True, directory=tmp_path)
+    newer = allotd("predictor", "train", "--no-wait", "--json").json["version"]
+    conclude(server, newer, is_better=True)
+
+    refused = allotd("predictor", "promote", lost)
+    assert refused.code == 1
+    assert "cannot be used. The file" in refused.err
+    assert allotd("predictor", "show", "--json").json["version"] == newer
+    assert allotd("predictor", "rollback").out == (
+        f"Plans are made with plain priors from now on. Passed over, as their files are gone or changed: {lost}.\n"
+    )
+
+
+def test_an_unusable_predictor_is_called_so_only_while_it_is_promoted(server: Server, allotd: Allotd) -> None:
+    version = allotd("predictor", "train", "--no-wait", "--json").json["version"]
+    conclude(server, version, is_better=True)
+    with server.sessions.begin() as session:
+        predictors.find_predictor(session, version).unusable_because = "Its file is gone."
+
+    shown = allotd("predictor", "show").out
+    assert f"{version}: promoted, because" in shown
+    assert "It cannot be used, so plans are made with plain priors. Its file is gone." in shown
+    assert "unusable" in allotd("predictor", "history").out
+    allotd("predictor", "rollback")
+    assert "cannot be used" not in allotd("predictor", "show", version).out
+    assert "unusable" not in allotd("predictor", "history").out
 
 
 def test_a_wait_for_training_that_takes_too_long_ends_with_what_to_do(server: Server, allotd: Allotd) -> None:
