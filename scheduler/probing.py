@@ -18,8 +18,10 @@ from scheduler.errors import EngineError, EngineRejected, EngineUnavailable, Inv
 
 CONCURRENCY = 32
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
-AHEAD_TIMEOUT = httpx.Timeout(30.0, connect=5.0)
-"""For prompts that are read ahead: on two cores a small model takes ten seconds for its whole context."""
+AHEAD_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
+"""For prompts that are read ahead."""
+END_ALONE = {"truncate_prompt_tokens": -1, "truncation_side": "left"}
+"""Of a prompt that is longer than what the server reads, it reads the end."""
 REFUSALS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
 """What says that this prompt is wrong; anything else says that the server is."""
 PLAIN = "What is 12 + 9?"
@@ -44,7 +46,7 @@ class PromptStatistics:
 def hidden_states(model: str, questions: Sequence[str], url: str) -> list[list[float]]:
     """The hidden state of each prompt's last token, as a pooling server at `url` gives it.
 
-    It has passed the model's last norm, but is not scaled to length 1.
+    It has passed the model's last norm, but is not scaled to length 1. Of too long a prompt the end is read.
 
     Raises EngineRejected that quotes the question where the server refuses one.
     """
@@ -53,11 +55,11 @@ def hidden_states(model: str, questions: Sequence[str], url: str) -> list[list[f
 
 
 def hidden_states_or_errors(model: str, prompts: Sequence[str], url: str) -> list[list[float] | EngineError]:
-    """The same, with what went wrong for each prompt that has none. Of too long a prompt the end is read."""
+    """The same, with what went wrong for each prompt that has none."""
 
     async def ask(client: httpx.AsyncClient, prompt: str) -> list[float] | EngineError:
         try:
-            return await _hidden_state(model, client, prompt, truncate_prompt_tokens=-1, truncation_side="left")
+            return await _hidden_state(model, client, prompt)
         except EngineError as error:
             return error
 
@@ -104,8 +106,8 @@ def statistics_of(prompt_logprobs: Sequence[Any]) -> PromptStatistics:
     return PromptStatistics(mean=fmean(known), std=pstdev(known), least=min(known), tokens=len(prompt_logprobs))
 
 
-async def _hidden_state(model: str, client: httpx.AsyncClient, prompt: str, **more: Any) -> list[float]:
-    body = {**_chat(model, prompt), "add_generation_prompt": True, "use_activation": False, **more}
+async def _hidden_state(model: str, client: httpx.AsyncClient, prompt: str) -> list[float]:
+    body = {**_chat(model, prompt), "add_generation_prompt": True, "use_activation": False, **END_ALONE}
     answer = await _post(client, "embeddings", body, prompt)
     try:
         vector = [float(f"{number:.{DIGITS}g}") for number in answer["data"][0]["embedding"]]

@@ -19,7 +19,7 @@ from scheduler.simulation.pools import read_pools
 from scheduler.simulation.simulate import are_probed
 from tests.unit.simulation.pools import judged, lines, pool_line, write_pool
 from workers.cut_model import NotCut, cut
-from workers.probe_server import cut_copy
+from workers.probe_server import READ_TOKENS, cut_copy, tokens_read
 
 PROBE = {
     "model": "small",
@@ -149,3 +149,15 @@ def test_a_cut_copy_is_of_the_model_that_is_named_and_made_once(llm: Path, tmp_p
     assert (again / "mark").exists(), "the same model has the same copy, wherever it lies"
     assert changed != first
     assert load_file(changed / "model.safetensors")["model.norm.weight"] == 0
+
+
+@pytest.mark.parametrize(
+    ("config", "tokens"),
+    [({}, READ_TOKENS), ({"max_position_embeddings": 131_072}, READ_TOKENS), ({"n_positions": 1024}, 1024)],
+)
+def test_a_probe_reads_what_the_model_can_up_to_what_it_may_cost(
+    tmp_path: Path, config: dict[str, int], tokens: int
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    assert tokens_read(tmp_path) == tokens
