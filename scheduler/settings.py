@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     redispatch_s: float = Field(default=30.0, gt=0)
     """A message not claimed for this long is sent again."""
     engine_timeout_s: float = Field(default=600.0, gt=0)
+    """How long a wave may take; what it has generated until then is kept and paid."""
+    engine_silence_s: float = Field(default=300.0, gt=0)
+    """How long a wave may bring nothing after its first tokens; vLLM is silent while it preempts it for others."""
     verify_every_s: float = Field(default=3600.0, gt=0)
     """How often the daemon looks through the ledger; also when it begins to lead."""
     probe_patience_s: float = Field(default=2.0, ge=0, le=3600)

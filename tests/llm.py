@@ -22,7 +22,7 @@ import pytest
 from ops.demo.smollm import fetch_smollm
 
 NAME = "smollm2-135m"
-START_TIMEOUT_S = 280.0
+START_TIMEOUT_S = 500.0
 STOP_TIMEOUT_S = 20.0
 
 

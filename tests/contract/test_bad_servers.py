@@ -70,13 +70,22 @@ class Scripted:
             writer.close()
 
 
-def ask(server: Scripted, *, n: int = 1, tokens_max: int = 32, abort_after_s: float | None = None) -> Generation:
+def ask(
+    server: Scripted,
+    *,
+    n: int = 1,
+    tokens_max: int = 32,
+    abort_after_s: float | None = None,
+    timeout_s: float = 60.0,
+    silence_s: float = 60.0,
+) -> Generation:
     """Send one wave to the server and bring back what the engine makes of it."""
 
     async def asked() -> Generation:
         listening = await asyncio.start_server(server.serve, "127.0.0.1", 0)
         port = listening.sockets[0].getsockname()[1]
-        engine = VllmEngine(f"http://127.0.0.1:{port}/v1", timeout_s=1.0, stall_timeout_s=0.3, backoff_s=0.01)
+        url = f"http://127.0.0.1:{port}/v1"
+        engine = VllmEngine(url, timeout_s=timeout_s, silence_s=silence_s, backoff_s=0.01)
         abort = asyncio.Event()
         if abort_after_s is not None:
             asyncio.get_running_loop().call_later(abort_after_s, abort.set)
@@ -172,12 +181,8 @@ def test_a_dead_engine_behind_a_living_server_is_unavailable() -> None:
 
 
 def test_a_server_that_never_answers_ends_by_timeout() -> None:
-    started = time.monotonic()
-
     with pytest.raises(EngineError, match="too long"):
-        ask(Scripted(None))
-
-    assert time.monotonic() - started < 5
+        ask(Scripted(None), timeout_s=1.0)
 
 
 def test_an_abort_ends_the_wait_for_a_server_that_never_answers() -> None:
@@ -186,8 +191,11 @@ def test_an_abort_ends_the_wait_for_a_server_that_never_answers() -> None:
     assert generation == Generation(samples=(), usage=Usage(), interrupted=True)
 
 
+@pytest.mark.timeout(60)
 def test_a_server_that_falls_silent_in_mid_answer_is_cut_off_and_paid() -> None:
-    generation = ask(Scripted(OK + event(0, "It is", tokens=2), stays_open=True))
+    silent = Scripted(OK + event(0, "It is", tokens=2), stays_open=True)
+
+    generation = ask(silent, timeout_s=3600.0, silence_s=0.3)
 
     assert generation.interrupted
     assert generation.usage == Usage(prompt=11, completion=2)
@@ -373,7 +381,7 @@ def test_random_bytes_are_an_engine_error_or_an_interruption(seed: int) -> None:
         good[random_bytes.randrange(len(good))] = random_bytes.randrange(256)
 
     try:
-        generation = ask(Scripted(bytes(good)))
+        generation = ask(Scripted(bytes(good)), timeout_s=1.0)  # it may wait for more than comes
     except EngineError:
         return
 

@@ -28,10 +28,10 @@ def request(**values: Any) -> GenerationRequest:
     return GenerationRequest(model="fake", messages=messages, **(usual | values))
 
 
-def ask(options: FakeOptions, *asked: GenerationRequest) -> list[Generation]:
+def ask(options: FakeOptions, *asked: GenerationRequest, patience_s: float = 60.0) -> list[Generation]:
     """Serve the fake with these options and ask it through the vLLM engine."""
     with asyncio.Runner() as runner, serving(runner, make_app(options)) as url:
-        fast = VllmEngine(url, timeout_s=1.0, stall_timeout_s=0.5, backoff_s=0.001, tries=10)
+        fast = VllmEngine(url, timeout_s=patience_s, backoff_s=0.001, tries=10)
         with closing(runner, fast) as engine:
             return [runner.run(engine.generate(one, asyncio.Event())) for one in asked]
 
@@ -67,7 +67,7 @@ def test_a_server_that_always_dies_before_its_first_token_is_unavailable() -> No
 def test_a_server_that_sends_garbage_or_hangs_is_an_engine_error() -> None:
     for options in (FakeOptions(garbage_rate=1.0), FakeOptions(hang_rate=1.0)):
         with pytest.raises(EngineError):
-            ask(options, request())
+            ask(options, request(), patience_s=1.0)
 
 
 def test_a_server_with_a_wrong_meter_is_paid_what_was_allowed() -> None:

@@ -21,5 +21,6 @@ def _server(url: str, settings: Settings) -> VllmEngine:
         url,
         api_key=key.get_secret_value() if key is not None else None,
         timeout_s=settings.engine_timeout_s,
+        silence_s=settings.engine_silence_s,
         tokenizer_path=settings.tokenizer_path,
     )

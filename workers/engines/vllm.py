@@ -26,8 +26,7 @@ from workers.engines.stream import ChatStream, fault
 log = structlog.get_logger()
 
 TIMEOUT_S = 600.0
-STALL_TIMEOUT_S = 120.0
-"""Between two chunks. A running request falls silent while vLLM preempts it for others, rarely for so long."""
+SILENCE_S = 300.0
 CONNECT_TIMEOUT_S = 10.0
 TRIES = 4
 BACKOFF_S = 0.5
@@ -78,7 +77,7 @@ class VllmEngine:
         *,
         api_key: str | None = None,
         timeout_s: float = TIMEOUT_S,
-        stall_timeout_s: float = STALL_TIMEOUT_S,
+        silence_s: float = SILENCE_S,
         tries: int = TRIES,
         backoff_s: float = BACKOFF_S,
         tokenizer_path: Path | None = None,
@@ -86,7 +85,7 @@ class VllmEngine:
         self._url = url.rstrip("/")
         self._api_key = api_key
         self._timeout_s = timeout_s
-        self._stall_timeout_s = min(stall_timeout_s, timeout_s)
+        self._silence_s = silence_s
         self._tries = tries
         self._backoff_s = backoff_s
         self._tokenizer_path = tokenizer_path
@@ -183,7 +182,10 @@ class VllmEngine:
             await asyncio.gather(reader, aborted, return_exceptions=True)
         failure = None if reader.cancelled() else reader.exception()
         if failure is None and is_late:
-            failure = EngineError(f"The model server said nothing for too long (limit {self._timeout_s:g} s).")
+            failure = EngineError(
+                f"The model server took too long (limit {self._timeout_s:g} s, "
+                f"and {self._silence_s:g} s of silence after its first token)."
+            )
         if failure is not None and not stream.has_tokens:
             raise failure
         if failure is not None:
@@ -196,8 +198,8 @@ class VllmEngine:
         """Wait for the end of the answer or for the abort; False when neither came in time."""
         total_at = clock.now() + self._timeout_s
         while True:
-            stalled_at = clock.heard_at + self._stall_timeout_s if clock.heard_at else total_at
-            left_s = min(total_at, stalled_at) - clock.now()
+            silent_at = (clock.heard_at or clock.now()) + self._silence_s
+            left_s = min(total_at, silent_at) - clock.now()
             if left_s <= 0:
                 return False
             done, _ = await asyncio.wait({reader, aborted}, timeout=left_s, return_when=asyncio.FIRST_COMPLETED)
