@@ -26,6 +26,7 @@ from scheduler.settings import Settings
 from scheduler.tenants import create_tenant
 from scheduler.wiring import Services
 from tests.factories import MODEL, NOW
+from tests.patience import PATIENCE_S
 from tests.services import free_port
 from tests.unit.api.conftest import ADMIN, ADMIN_KEY, bearer, new_tenant
 
@@ -57,7 +58,7 @@ def serving(services: Services) -> Iterator[int]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        assert wait_until(lambda: server.started, 10)
+        assert wait_until(lambda: server.started, PATIENCE_S)
         yield port
     finally:
         server.should_exit = True
@@ -137,7 +138,7 @@ def test_a_tenant_uploads_only_so_many_files_at_once_and_others_go_on(
         client.sendall(began)
         assert wait_until(
             lambda: httpx.post(url, headers=bearer(tenant), **upload).status_code == 429,  # type: ignore[arg-type]
-            10,
+            PATIENCE_S,
         )
 
         mine = httpx.post(url, headers=bearer(tenant), **upload)  # type: ignore[arg-type]
