@@ -19,7 +19,7 @@ from scheduler.errors import EngineError, EngineRejected, EngineUnavailable, Inv
 CONCURRENCY = 32
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 AHEAD_TIMEOUT = httpx.Timeout(120.0, connect=5.0)
-"""For prompts that are read ahead."""
+"""For prompts that are read ahead: on two cores, alone, 16 as long as a probe server reads take 24 s together."""
 END_ALONE = {"truncate_prompt_tokens": -1, "truncation_side": "left"}
 """Of a prompt that is longer than what the server reads, it reads the end."""
 REFUSALS = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)

@@ -26,7 +26,6 @@ from scheduler.intake import create_batch
 from scheduler.settings import Settings
 from scheduler.states import BATCH_FINAL, BatchState
 from scheduler.wiring import utc_now
-from tests.patience import PATIENCE_S
 
 ROOT = Path(__file__).parents[1]
 QUICK = {
@@ -96,7 +95,7 @@ class Deployment:
         process = self.processes[name]
         os.killpg(process.pid, number)
         if number in {signal.SIGKILL, signal.SIGTERM}:
-            process.wait(timeout=PATIENCE_S)
+            process.wait(timeout=30)
             del self.processes[name]
 
     def stop(self) -> None:
@@ -135,7 +134,7 @@ class Deployment:
             )
             return batch.id
 
-    def wait_for(self, done: Callable[[Session], bool], timeout_s: float = PATIENCE_S) -> None:
+    def wait_for(self, done: Callable[[Session], bool], timeout_s: float = 120.0) -> None:
         """Wait until the database says so. Raises TimeoutError with the tail of every log."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -146,7 +145,7 @@ class Deployment:
         tails = "\n".join(f"--- {p.name}\n{p.read_text()[-3000:]}" for p in sorted(self.logs.glob("*.log")))
         raise TimeoutError(f"not after {timeout_s} s\n{self.states()}\n{tails}")
 
-    def wait_for_batch(self, batch_id: str, timeout_s: float = PATIENCE_S) -> BatchState:
+    def wait_for_batch(self, batch_id: str, timeout_s: float = 180.0) -> BatchState:
         """Wait until a batch is over; returns how it ended."""
         self.wait_for(lambda session: session.get_one(Batch, batch_id).state in BATCH_FINAL, timeout_s)
         with reading(self.sessions) as session:

@@ -20,9 +20,9 @@ import psutil
 import pytest
 
 from ops.demo.smollm import fetch_smollm
-from tests.patience import PATIENCE_S
 
 NAME = "smollm2-135m"
+START_TIMEOUT_S = 280.0
 STOP_TIMEOUT_S = 20.0
 
 
@@ -90,7 +90,7 @@ def llm_server(log: Path, *extra: str, port: int | None = None) -> Iterator[LlmS
 
 def wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
     """Wait for the server's first sign of life."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
@@ -111,8 +111,8 @@ def end_session(process: subprocess.Popen[bytes]) -> None:
     for one in left:
         with suppress(psutil.NoSuchProcess):
             one.kill()
-    psutil.wait_procs(left, timeout=PATIENCE_S)
-    process.wait(PATIENCE_S)
+    psutil.wait_procs(left, timeout=STOP_TIMEOUT_S)
+    process.wait(STOP_TIMEOUT_S)
 
 
 def processes_of_session(session: int) -> list[psutil.Process]:

@@ -23,8 +23,6 @@ POOLING = ("--runner", "pooling", "--convert", "embed", "--pooler-config", POOLE
 READ_TOKENS = 2048
 """Of a longer prompt the end is read: on two cores SmolLM2-135M's first 20 layers take 1.6 s for as many and
 14 s for 8,192, while other queries wait."""
-CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "seq_length")
-"""Where models say how much they can read."""
 
 
 def cut_copy(llm: Path, layer: int, directory: Path) -> Path:
@@ -48,10 +46,9 @@ def digest_of(llm: Path) -> str:
 
 
 def tokens_read(llm: Path) -> int:
-    """How long a prompt the server takes: the model's context, or what a probe is meant to cost where that is less."""
+    """How long a prompt the server takes: the model's context, or READ_TOKENS where that is less."""
     config = json.loads((llm / "config.json").read_text())
-    told = [int(config[name]) for name in CONTEXT_FIELDS if config.get(name)]
-    return min([READ_TOKENS, *told])
+    return min(READ_TOKENS, int(config.get("max_position_embeddings") or READ_TOKENS))
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ from openai import OpenAI
 
 from tests.deployment import ROOT, Deployment, deployment
 from tests.llm import LlmServer
-from tests.patience import PATIENCE_S
 from tests.services import Valkey, free_port
 
+READY_TIMEOUT_S = 90.0
 CALM = {"tick_s": "0.2", "heartbeat_s": "5", "lease_s": "15", "redispatch_s": "30"}
 """Production's times, for a model server that shares its few cores with us."""
 
@@ -97,7 +97,7 @@ def start_api(made: Deployment, port: int) -> None:
 
 def wait_until_ready(stack: Stack, made: Deployment) -> None:
     """Wait until /readyz says so and the model is listed."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + READY_TIMEOUT_S
     told = "nothing"
     with stack.admin() as client:
         while time.monotonic() < deadline:
@@ -111,7 +111,7 @@ def wait_until_ready(stack: Stack, made: Deployment) -> None:
                 return
             time.sleep(0.1)
     logs = "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(made.logs.glob("*.log")))
-    raise AssertionError(f"allotd was not ready after {PATIENCE_S} s: {told}\n{logs}")
+    raise AssertionError(f"allotd was not ready after {READY_TIMEOUT_S} s: {told}\n{logs}")
 
 
 @pytest.fixture

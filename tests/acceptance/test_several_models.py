@@ -16,10 +16,9 @@ from httpx import Client
 from openai import OpenAI
 
 from scheduler.processes import wait_until
-from tests.acceptance.conftest import CALM, running
+from tests.acceptance.conftest import CALM, READY_TIMEOUT_S, running
 from tests.acceptance.test_openai_client import ask, content, counts, submit, wait_for
 from tests.llm import LlmServer
-from tests.patience import PATIENCE_S
 from tests.services import Valkey, free_port
 
 CHEAP = "cheap"
@@ -60,7 +59,7 @@ def test_what_the_cheap_model_fails_at_is_asked_of_the_other(
             with stack.admin() as admin:
                 price = {"model": CHEAP, "prompt_usd_per_mtok": "0.002", "completion_usd_per_mtok": "0.01"}
                 admin.post("/v1/prices", json=price).raise_for_status()
-                assert wait_until(lambda: CHEAP in known_models(admin), PATIENCE_S), "its server is up late"
+                assert wait_until(lambda: CHEAP in known_models(admin), READY_TIMEOUT_S), "its server is up late"
             tenant = stack.new_tenant()
             client: OpenAI = stack.client(tenant["key"]["key"])
 

@@ -203,7 +203,7 @@ def _rage(world: World, faults: Sequence[Fault], say: Callable[[str], None]) -> 
             if number % 5 == 0:
                 _again(lambda: _raise_cap(stack, tenants["poor"]))
         _again(lambda: _set_cap(stack, tenants["poor"], 10**12))
-        stack.wait_for(lambda session: _all_final(session, batches))
+        stack.wait_for(lambda session: _all_final(session, batches), timeout_s=240)
     _count(stack, batches, damage)
     return damage
 

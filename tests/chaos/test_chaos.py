@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.chaos.storm import draw_faults, storm
 
 
+@pytest.mark.timeout(600)
 def test_no_money_line_or_sample_is_lost_in_a_storm(tmp_path: Path) -> None:
     damage = storm(seed=7, faults=24, logs=tmp_path)
 

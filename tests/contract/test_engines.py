@@ -14,6 +14,8 @@ from scheduler.tokens import counter_for, estimate_prompt
 from scheduler.types import Json, Usage
 from tests.contract.conftest import Subject
 
+pytestmark = pytest.mark.timeout(600)  # the first test on vLLM waits for it to start
+
 ENDLESS = {"ignore_eos": True}
 
 

@@ -20,7 +20,6 @@ from scheduler.states import AttemptState
 from scheduler.wiring import Services
 from tests.factories import NOW, add_query, fund
 from tests.integration.books import books, buy, first, live
-from tests.patience import PATIENCE_S
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])
@@ -290,4 +289,4 @@ def test_the_daemon_looks_through_the_books_as_it_begins_and_every_so_often(sess
     before = count()
 
     with auditing(services):
-        assert wait_until(lambda: count() >= before + 2, PATIENCE_S)
+        assert wait_until(lambda: count() >= before + 2, 20)

@@ -79,7 +79,7 @@ def test_a_cap_of_one_cent_stops_a_batch_worth_three_and_raising_it_finishes_the
     batch_id = stack.submit(tenant_id, lines(LINES))
     for name in ("worker", "daemon"):
         stack.start(name)
-    stack.wait_for(everything_waits)
+    stack.wait_for(everything_waits, timeout_s=240)
 
     stopped = status(stack)
     states = stack.states()
@@ -88,7 +88,7 @@ def test_a_cap_of_one_cent_stops_a_batch_worth_three_and_raising_it_finishes_the
         kinds = session.scalars(select(Alert.kind).order_by(Alert.kind)).all()
         drawn = session.scalar(select(func.count()).select_from(SampleRow)) or 0
     cap(stack, tenant_id, 10 * CAP)
-    ended = stack.wait_for_batch(batch_id)
+    ended = stack.wait_for_batch(batch_id, timeout_s=240)
 
     assert stopped.spent_nanousd <= CAP
     assert stopped.phantom_block_nanousd is not None
@@ -109,10 +109,10 @@ def test_the_queries_of_an_engine_that_lies_go_on_elsewhere_and_its_worker_stops
     batch_id = stack.submit(tenant_id, lines(40))
     liar = stack.start("worker-liar", fake_engine=json.dumps({"overrun_rate": 1.0}))
     stack.start("daemon")
-    stack.wait_for(lambda session: bool(session.scalar(select(Worker.quarantined_because))))
+    stack.wait_for(lambda session: bool(session.scalar(select(Worker.quarantined_because))), timeout_s=240)
 
     stack.start("worker-honest")
-    ended = stack.wait_for_batch(batch_id)
+    ended = stack.wait_for_batch(batch_id, timeout_s=240)
     stack.kill("worker-liar", signal.SIGTERM)
 
     assert ended is BatchState.COMPLETED

@@ -37,7 +37,7 @@ def test_a_batch_on_real_vllm_is_accounted_for_to_the_nanodollar_and_saves_sampl
         stack.start("worker")
         stack.start("daemon")
 
-        ended = stack.wait_for_batch(batch_id)
+        ended = stack.wait_for_batch(batch_id, timeout_s=500)
 
         with reading(stack.sessions) as session:
             assert ended is BatchState.COMPLETED

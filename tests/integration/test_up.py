@@ -28,9 +28,9 @@ from scheduler.probing import hidden_states_or_errors
 from scheduler.processes import wait_until
 from scheduler.states import QueryState
 from tests.deployment import QUICK, ROOT, sums
-from tests.patience import PATIENCE_S
 
 QUERIES = 60
+WAIT_S = 180.0
 MARK = "ALLOTD_TEST_UP"
 PARTS = ("valkey-server", "workers$|celeryd", "cli daemon", "fake_server", "cli api")
 HIDDEN_BYTES = 576 * 4
@@ -67,7 +67,7 @@ class Up:
                 stdout=output,
                 stderr=output,
             )
-        assert wait_until(lambda: "Ctrl-C stops everything" in self.said or self.process.poll() is not None, PATIENCE_S)
+        assert wait_until(lambda: "Ctrl-C stops everything" in self.said or self.process.poll() is not None, WAIT_S)
         assert self.process.poll() is None, self.said
         self.processes()
 
@@ -83,7 +83,7 @@ class Up:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE_S,
+            timeout=WAIT_S,
         )
 
     def json(self, *arguments: str) -> Any:
@@ -107,7 +107,7 @@ class Up:
         return str(self.json("batch", "submit", str(file), "--tenant", "acme")["id"])
 
     def wait_for_answers(self, batch_id: str, count: int) -> None:
-        assert wait_until(lambda: self.states(batch_id).get("answered", 0) >= count, PATIENCE_S), self.states(batch_id)
+        assert wait_until(lambda: self.states(batch_id).get("answered", 0) >= count, WAIT_S), self.states(batch_id)
 
     def left(self) -> list[str]:
         """The command lines of what still runs of it."""
@@ -123,7 +123,7 @@ class Up:
 
     def interrupt(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(PATIENCE_S)
+        return self.process.wait(WAIT_S)
 
     def kill_part(self, part: str) -> None:
         """Kill the one process whose command line matches."""
@@ -139,7 +139,7 @@ class Up:
         for found in self.processes():
             with suppress(psutil.Error):
                 found.kill()
-        self.process.wait(PATIENCE_S)
+        self.process.wait(WAIT_S)
 
 
 @pytest.fixture
@@ -191,7 +191,7 @@ def test_a_batch_survives_kill_9_of_each_part_in_turn(up: Up) -> None:
     for answered, part in enumerate(PARTS, start=1):
         up.wait_for_answers(batch_id, answered)
         up.kill_part(part)
-    assert wait_until(lambda: up.said.count("starting it again in 0.5 s") == len(PARTS), PATIENCE_S), up.said
+    assert wait_until(lambda: up.said.count("starting it again in 0.5 s") == len(PARTS), WAIT_S), up.said
 
     waited = up.allotd("batch", "status", batch_id, "--wait")
 
@@ -203,10 +203,10 @@ def test_a_batch_survives_kill_9_of_each_part_in_turn(up: Up) -> None:
 
 @pytest.mark.vllm
 def test_a_real_small_model_reads_every_prompt_before_it_is_planned(up: Up) -> None:
-    up.environment["ALLOTD_PROBE_PATIENCE_S"] = str(PATIENCE_S)
+    up.environment["ALLOTD_PROBE_PATIENCE_S"] = str(WAIT_S)
     up.start("--probe", str(fetch_smollm()), "--eager")
     log = up.data / "logs" / "daemon.log"
-    assert wait_until(lambda: "probe_answers" in log.read_text(), PATIENCE_S)
+    assert wait_until(lambda: "probe_answers" in log.read_text(), WAIT_S)
 
     batch_id = up.submit()
 

@@ -25,6 +25,7 @@ LINES = 24
 
 
 @pytest.mark.vllm
+@pytest.mark.timeout(900)
 def test_a_batch_outlives_its_model_server_twice(valkey: Valkey, llm: LlmServer, tmp_path: Path) -> None:
     """The run's own server is the first to die: tests are ordered so that none comes after this one."""
     port = urlsplit(llm.url).port
@@ -39,13 +40,13 @@ def test_a_batch_outlives_its_model_server_twice(valkey: Valkey, llm: LlmServer,
         batch_id = stack.submit(tenant_id, lines)
         stack.start("worker")
         stack.start("daemon")
-        stack.wait_for(partial(is_in_the_middle, samples=3))
+        stack.wait_for(partial(is_in_the_middle, samples=3), timeout_s=120)
         kill_session(llm.pid)
         with llm_server(tmp_path / "vllm-2.log", port=port) as second:
-            stack.wait_for(partial(is_in_the_middle, samples=10))
+            stack.wait_for(partial(is_in_the_middle, samples=10), timeout_s=120)
             kill_session(second.pid)
         with llm_server(tmp_path / "vllm-last.log", port=port):
-            ended = stack.wait_for_batch(batch_id)
+            ended = stack.wait_for_batch(batch_id, timeout_s=240)
 
         with reading(stack.sessions) as session:
             assert ended is BatchState.COMPLETED

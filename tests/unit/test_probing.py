@@ -153,7 +153,7 @@ def test_a_cut_copy_is_of_the_model_that_is_named_and_made_once(llm: Path, tmp_p
 
 @pytest.mark.parametrize(
     ("config", "tokens"),
-    [({}, READ_TOKENS), ({"max_position_embeddings": 131_072}, READ_TOKENS), ({"n_positions": 1024}, 1024)],
+    [({}, READ_TOKENS), ({"max_position_embeddings": 131_072}, READ_TOKENS), ({"max_position_embeddings": 1024}, 1024)],
 )
 def test_a_probe_reads_what_the_model_can_up_to_what_it_may_cost(
     tmp_path: Path, config: dict[str, int], tokens: int

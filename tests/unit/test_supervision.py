@@ -17,8 +17,8 @@ import pytest
 
 from scheduler import processes
 from scheduler.supervision import backoff_s
-from tests.patience import PATIENCE_S
 
+WAIT_S = 20.0
 MARK = "ALLOTD_TEST_MARK"
 
 SLEEPER = "import time; time.sleep(600)"
@@ -94,7 +94,7 @@ class Up:
         return self.output.read_text()
 
     def wait_for(self, words: str) -> None:
-        processes.wait_until(lambda: words in self.said or self.process.poll() is not None, PATIENCE_S)
+        assert processes.wait_until(lambda: words in self.said or self.process.poll() is not None, WAIT_S), self.said
         assert words in self.said
 
     def sleepers(self) -> set[int]:
@@ -103,7 +103,7 @@ class Up:
 
     def interrupt(self) -> int:
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(PATIENCE_S)
+        return self.process.wait(WAIT_S)
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_parts_start_and_one_interrupt_stops_them_all(directory: Path, start: Ca
 def test_a_part_that_ignores_sigterm_is_killed_and_named(directory: Path, start: Callable[..., Up]) -> None:
     up = start(DEAF)
     up.wait_for("all ready")
-    assert processes.wait_until(lambda: "deaf" in (directory / "logs/part0.log").read_text(), PATIENCE_S)
+    assert processes.wait_until(lambda: "deaf" in (directory / "logs/part0.log").read_text(), WAIT_S)
 
     up.interrupt()
 
@@ -157,7 +157,7 @@ def test_a_deaf_grandchild_in_a_session_of_its_own_is_not_left_behind(
 ) -> None:
     up = start(FAMILY.replace("{DEAF}", DEAF))
     up.wait_for("all ready")
-    assert processes.wait_until(lambda: "deaf" in (directory / "logs/part0.log").read_text(), PATIENCE_S)
+    assert processes.wait_until(lambda: "deaf" in (directory / "logs/part0.log").read_text(), WAIT_S)
 
     up.interrupt()
 
@@ -183,7 +183,7 @@ def test_a_dead_part_is_started_again(directory: Path, start: Callable[..., Up])
     os.kill(first, signal.SIGKILL)
 
     up.wait_for("part0 ended with signal SIGKILL; starting it again in 0.5 s")
-    assert processes.wait_until(lambda: bool(up.sleepers() - {first}), PATIENCE_S)
+    assert processes.wait_until(lambda: bool(up.sleepers() - {first}), WAIT_S)
     up.interrupt()
 
 
@@ -196,7 +196,7 @@ def test_the_wait_between_restarts_doubles_up_to_a_cap() -> None:
 def test_a_part_that_dies_while_starting_shows_its_last_words(directory: Path, start: Callable[..., Up]) -> None:
     up = start(SLEEPER, "print('no such model'); raise SystemExit(7)", ready="lambda: number == 0")
 
-    code = up.process.wait(PATIENCE_S)
+    code = up.process.wait(WAIT_S)
 
     assert code == 1
     assert "part1 ended with exit code 7 while it was starting." in up.said
@@ -207,7 +207,7 @@ def test_a_part_that_dies_while_starting_shows_its_last_words(directory: Path, s
 def test_a_part_that_is_never_ready_is_given_up(directory: Path, start: Callable[..., Up]) -> None:
     up = start(SLEEPER, ready="lambda: False")
 
-    code = up.process.wait(PATIENCE_S)
+    code = up.process.wait(WAIT_S)
 
     assert code == 1
     assert "part0 was not ready after 2 s." in up.said
@@ -216,7 +216,7 @@ def test_a_part_that_is_never_ready_is_given_up(directory: Path, start: Callable
 
 def test_an_interrupt_while_starting_stops_at_once(directory: Path, start: Callable[..., Up]) -> None:
     up = start(SLEEPER, ready="lambda: False")
-    assert processes.wait_until(lambda: len(up.sleepers()) == 1, PATIENCE_S)
+    assert processes.wait_until(lambda: len(up.sleepers()) == 1, WAIT_S)
 
     up.interrupt()
 
@@ -230,10 +230,10 @@ def test_a_second_supervisor_of_the_same_directory_is_refused(directory: Path, s
 
     second = start(SLEEPER)
 
-    assert second.process.wait(PATIENCE_S) == 1
+    assert second.process.wait(WAIT_S) == 1
     assert f"allotd is already running on {directory} (process {first.process.pid})." in second.said
     first.process.send_signal(signal.SIGINT)
-    first.process.wait(PATIENCE_S)
+    first.process.wait(WAIT_S)
 
 
 def test_kill_9_of_the_visible_process_leaves_nothing(directory: Path, start: Callable[..., Up]) -> None:
@@ -241,9 +241,9 @@ def test_kill_9_of_the_visible_process_leaves_nothing(directory: Path, start: Ca
     up.wait_for("all ready")
 
     up.process.kill()
-    up.process.wait(PATIENCE_S)
+    up.process.wait(WAIT_S)
 
-    assert processes.wait_until(lambda: up.sleepers() == set(), PATIENCE_S)
+    assert processes.wait_until(lambda: up.sleepers() == set(), WAIT_S)
 
 
 def test_kill_9_of_the_supervising_child_leaves_nothing(directory: Path, start: Callable[..., Up]) -> None:
@@ -253,19 +253,19 @@ def test_kill_9_of_the_supervising_child_leaves_nothing(directory: Path, start: 
 
     supervisor.kill()
 
-    assert up.process.wait(PATIENCE_S) == 128 + signal.SIGKILL
+    assert up.process.wait(WAIT_S) == 128 + signal.SIGKILL
     assert up.sleepers() == set()
 
 
 def test_what_a_killed_run_left_behind_is_ended_by_the_next(directory: Path, start: Callable[..., Up]) -> None:
     first = start(DEAF)
     first.wait_for("all ready")
-    assert processes.wait_until(lambda: "deaf" in (directory / "logs/part0.log").read_text(), PATIENCE_S)
+    assert processes.wait_until(lambda: "deaf" in (directory / "logs/part0.log").read_text(), WAIT_S)
     (supervisor,) = psutil.Process(first.process.pid).children()
     first.process.send_signal(signal.SIGSTOP)  # the guard cannot act any more
     supervisor.kill()
     first.process.kill()
-    first.process.wait(PATIENCE_S)
+    first.process.wait(WAIT_S)
     left = first.sleepers()
     assert len(left) == 1
 

@@ -26,7 +26,6 @@ from scheduler.settings import Settings
 from scheduler.tenants import create_tenant
 from scheduler.wiring import Services
 from tests.factories import MODEL, NOW
-from tests.patience import PATIENCE_S
 from tests.services import free_port
 from tests.unit.api.conftest import ADMIN, ADMIN_KEY, bearer, new_tenant
 
@@ -58,7 +57,7 @@ def serving(services: Services) -> Iterator[int]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        assert wait_until(lambda: server.started, PATIENCE_S)
+        assert wait_until(lambda: server.started, 10)
         yield port
     finally:
         server.should_exit = True
@@ -138,7 +137,7 @@ def test_a_tenant_uploads_only_so_many_files_at_once_and_others_go_on(
         client.sendall(began)
         assert wait_until(
             lambda: httpx.post(url, headers=bearer(tenant), **upload).status_code == 429,  # type: ignore[arg-type]
-            PATIENCE_S,
+            10,
         )
 
         mine = httpx.post(url, headers=bearer(tenant), **upload)  # type: ignore[arg-type]

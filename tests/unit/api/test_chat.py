@@ -19,7 +19,6 @@ from scheduler.api.app import create_app
 from scheduler.states import BatchState, QueryState
 from scheduler.wiring import Services
 from tests.factories import MODEL, NOW
-from tests.patience import PATIENCE_S
 from tests.services import free_port
 
 QUESTION = {"model": MODEL, "messages": [{"role": "user", "content": "What is 2 + 3?"}], "max_tokens": 10}
@@ -153,7 +152,7 @@ def serving(services: Services) -> Iterator[str]:
 
 def wait_until(is_so: Callable[[], bool]) -> None:
     """Wait for something that happens soon."""
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + 10
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.01)

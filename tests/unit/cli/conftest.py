@@ -26,7 +26,6 @@ from scheduler.database import open_database, sessions
 from scheduler.processes import wait_until
 from scheduler.settings import Settings
 from scheduler.wiring import Services, utc_now
-from tests.patience import PATIENCE_S
 from tests.services import free_port
 
 ADMIN_KEY = "sk-allotd-admin"
@@ -112,7 +111,7 @@ def serving(application: FastAPI) -> Iterator[str]:
     thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        assert wait_until(lambda: server.started, PATIENCE_S)
+        assert wait_until(lambda: server.started, 10)
         yield f"http://127.0.0.1:{port}"
     finally:
         server.should_exit = True

@@ -18,7 +18,6 @@ from scheduler.cli.parts import served_models
 from scheduler.errors import InvalidRequest
 from scheduler.processes import wait_until
 from tests.deployment import sums
-from tests.patience import PATIENCE_S
 from tests.services import free_port
 from tests.unit.cli.conftest import Allotd
 
@@ -31,7 +30,7 @@ def llm_url() -> Iterator[str]:
     command = [sys.executable, "-m", "workers.engines.fake_server", "--port", str(port), "--options", options]
     url = f"http://127.0.0.1:{port}/v1"
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        assert wait_until(lambda: is_up(url), PATIENCE_S)
+        assert wait_until(lambda: is_up(url), 60)
         yield url
         process.terminate()
 

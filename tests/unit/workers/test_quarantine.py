@@ -23,9 +23,9 @@ from scheduler.states import AttemptState, QueryState, WaveState
 from scheduler.types import AlertKind
 from scheduler.wiring import utc_now
 from tests.factories import add_batch, add_query, add_tenant, add_worker, new_sessions
-from tests.patience import PATIENCE_S
 from workers.runtime import Runtime
 
+SOON_S = 20.0
 QUERIES = 3
 
 
@@ -90,8 +90,8 @@ def test_what_an_engine_made_beyond_its_limit_is_booked_and_its_worker_quarantin
 ) -> None:
     liar.admit(attempts)
 
-    assert wait_until(lambda: quarantined(sessions, liar.worker_id) is not None, PATIENCE_S)
-    assert wait_until(lambda: none_running(sessions), PATIENCE_S)
+    assert wait_until(lambda: quarantined(sessions, liar.worker_id) is not None, SOON_S)
+    assert wait_until(lambda: none_running(sessions), SOON_S)
     with sessions() as session:
         [alert] = session.scalars(select(Alert)).all()
         assert (alert.kind, alert.subject) == (AlertKind.ENGINE_QUARANTINED, liar.worker_id)
@@ -106,8 +106,8 @@ def test_its_queries_go_back_with_their_samples(
 ) -> None:
     liar.admit(attempts)
 
-    assert wait_until(lambda: quarantined(sessions, liar.worker_id) is not None, PATIENCE_S)
-    assert wait_until(lambda: none_running(sessions), PATIENCE_S)
+    assert wait_until(lambda: quarantined(sessions, liar.worker_id) is not None, SOON_S)
+    assert wait_until(lambda: none_running(sessions), SOON_S)
     with sessions() as session:
         states = set(session.scalars(select(QueryRow.state)))
         assert states <= {QueryState.QUEUED, QueryState.ANSWERED}
@@ -123,11 +123,11 @@ def honest(url: str, sessions: sessionmaker[Session]) -> Iterator[Runtime]:
 def test_a_quarantined_worker_claims_nothing_until_it_is_released(
     sessions: sessionmaker[Session], attempts: list[int], honest: Runtime
 ) -> None:
-    assert wait_until(lambda: is_known(sessions, honest.worker_id), PATIENCE_S)
+    assert wait_until(lambda: is_known(sessions, honest.worker_id), SOON_S)
     with sessions.begin() as session:
         distrust = engines.Distrust(worker_id=honest.worker_id, because="Its answers are nonsense.")
         engines.quarantine_all(session, [distrust], utc_now())
-    assert wait_until(lambda: not honest.is_trusted, PATIENCE_S)
+    assert wait_until(lambda: not honest.is_trusted, SOON_S)
 
     admitting = threading.Thread(target=honest.admit, args=(attempts,))
     admitting.start()
@@ -136,26 +136,26 @@ def test_a_quarantined_worker_claims_nothing_until_it_is_released(
         claimed = session.scalar(select(func.count()).where(Attempt.state != AttemptState.DISPATCHED))
     with sessions.begin() as session:
         engines.release(session, honest.worker_id, utc_now(), lease_s=15.0)
-    admitting.join(timeout=PATIENCE_S)
+    admitting.join(timeout=SOON_S)
 
     assert claimed == 0
-    assert wait_until(lambda: all_answered(sessions), PATIENCE_S)
+    assert wait_until(lambda: all_answered(sessions), SOON_S)
 
 
 def test_a_quarantined_worker_that_is_asked_to_stop_lets_go_of_its_messages(
     sessions: sessionmaker[Session], attempts: list[int], honest: Runtime
 ) -> None:
-    assert wait_until(lambda: is_known(sessions, honest.worker_id), PATIENCE_S)
+    assert wait_until(lambda: is_known(sessions, honest.worker_id), SOON_S)
     with sessions.begin() as session:
         distrust = engines.Distrust(worker_id=honest.worker_id, because="Its answers are nonsense.")
         engines.quarantine_all(session, [distrust], utc_now())
-    assert wait_until(lambda: not honest.is_trusted, PATIENCE_S)
+    assert wait_until(lambda: not honest.is_trusted, SOON_S)
     admitting = threading.Thread(target=honest.admit, args=(attempts,))
     admitting.start()
 
     honest.drain()
 
-    admitting.join(timeout=PATIENCE_S)
+    admitting.join(timeout=SOON_S)
     assert not admitting.is_alive()
     with sessions() as session:
         assert set(session.scalars(select(Attempt.state))) == {AttemptState.DISPATCHED}
